@@ -1,0 +1,240 @@
+"""Durable writing: whatever is on disk is whole, and says so itself.
+
+A file is written beside its place, flushed, fsynced and renamed. A folder is filled under a `.tmp-<pid>` name; the last
+file written is MANIFEST.json with the size and SHA-256 of every other one; then the folder is renamed into place. A
+crash leaves the old state or the new one, never a mixture. Protocol: docs/reliability.md.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from puna.errors import CheckpointMismatch, DiskFull, FormatError, RunLocked
+
+__all__ = [
+    "MANIFEST",
+    "LineLog",
+    "free_bytes",
+    "lock_folder",
+    "read_json",
+    "remove_folder",
+    "sha256_file",
+    "staged_folder",
+    "sweep_stale",
+    "verify_folder",
+    "write_json",
+    "write_text",
+]
+
+MANIFEST = "MANIFEST.json"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EFBIG}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file durably: temporary name, fsync, rename."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with _disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON, durably."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; FormatError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(path, "file", "a JSON file", "nothing") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, "file", "JSON", error) from None
+
+
+@contextmanager
+def staged_folder(final: Path, record: Mapping[str, object] | None = None) -> Iterator[Path]:
+    """Fill a folder under a temporary name, seal it with a manifest, rename it to `final`.
+
+    Args:    record: further keys of the manifest (step, recipe, ...).
+    Errors:  DiskFull; on any error the temporary folder is removed and what stood at `final` stays.
+    """
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    with _disk_errors(final.parent):
+        remove_folder(temporary)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            _seal(temporary, record or {})
+            _move_into_place(temporary, final)
+        except BaseException:
+            remove_folder(temporary)
+            raise
+
+
+def verify_folder(folder: Path) -> dict[str, Any]:
+    """Check every file against the folder's manifest; return the manifest.
+
+    Errors: CheckpointMismatch naming the first file that is missing, extra or changed.
+    """
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or manifest.get("schema") != 1:
+        raise CheckpointMismatch(
+            f"{folder / MANIFEST}: expected schema 1 with files", "this folder was not written by puna"
+        )
+    if manifest.get("sha256") != _manifest_hash(manifest):
+        raise CheckpointMismatch(f"{folder / MANIFEST}: the manifest was changed after it was written")
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    for name in sorted(present ^ files.keys()):
+        raise CheckpointMismatch(f"{folder / name}: {'not in the manifest' if name in present else 'missing'}")
+    for name, (size, digest) in files.items():
+        path = folder / name
+        if path.stat().st_size != size or sha256_file(path) != digest:
+            raise CheckpointMismatch(
+                f"{path}: changed since it was written", "restore the file or use another checkpoint"
+            )
+    return manifest
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process alone. Errors: RunLocked, naming the other process."""
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunLocked(
+                f"{folder}: in use by process {file.read().strip() or '?'}", "wait, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class LineLog:
+    """An append-only file of JSON lines, cut back to `offset` bytes on opening so that a resumed run repeats no line."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        with _disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+            self._file.truncate(min(offset, path.stat().st_size))
+
+    def append(self, event: Mapping[str, object]) -> None:
+        """Write one event as a line."""
+        self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Bring the lines to the disk; return the file's length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def sweep_stale(folder: Path) -> None:
+    """Remove what a killed process left unfinished directly under `folder`; call it under the lock."""
+    if not folder.is_dir():
+        return
+    for path in folder.glob("*.tmp-*"):
+        remove_folder(path)
+    for path in folder.glob("*.old"):
+        final = path.with_suffix("")
+        if final.exists():
+            remove_folder(path)
+        else:
+            path.rename(final)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder or a file if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the file system that holds `path` (or its nearest existing parent)."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(folder: Path, record: Mapping[str, object]) -> None:
+    names = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in names:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    files = {str(path.relative_to(folder)): [path.stat().st_size, sha256_file(path)] for path in names}
+    manifest = {"schema": 1, **record, "files": files}
+    write_json(folder / MANIFEST, {**manifest, "sha256": _manifest_hash(manifest)})
+
+
+def _manifest_hash(manifest: Mapping[str, object]) -> str:
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _move_into_place(temporary: Path, final: Path) -> None:
+    old = final.with_name(final.name + ".old")
+    if final.exists():
+        remove_folder(old)
+        final.rename(old)
+    temporary.rename(final)
+    _fsync_folder(final.parent)
+    remove_folder(old)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise DiskFull(
+            f"{error.filename or folder}: {error.strerror}; {free_bytes(folder):,} bytes are free",
+            "free some space or choose another --out; what was saved before is untouched",
+        ) from error

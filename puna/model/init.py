@@ -1,0 +1,31 @@
+"""Starting weights: normal with standard deviation 0.02, smaller where a layer adds to the residual stream.
+
+The two projections that write to the stream (o_proj, down_proj) start at 0.02 / sqrt(2 L), so that the stream's
+variance does not grow with depth. Source: Radford et al. 2019 (GPT-2), section 2.3.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from puna.model.llama import Llama
+
+__all__ = ["initialise"]
+
+STD = 0.02
+_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+
+
+@torch.no_grad()
+def initialise(model: Llama, seed: int) -> Llama:
+    """Fill every weight from one seeded generator, in order of their names; norms start at 1. Returns the model."""
+    generator = torch.Generator().manual_seed(seed)
+    residual_std = STD / math.sqrt(2 * model.config.n_layers)
+    for name, weight in sorted(model.named_parameters()):
+        if weight.dim() == 1:
+            nn.init.ones_(weight)
+            continue
+        std = residual_std if name.endswith(_RESIDUAL) else STD
+        weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
+    return model

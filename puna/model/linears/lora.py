@@ -1,0 +1,66 @@
+"""LoRA: y = W x + (alpha / rank) B A x with W frozen, A (R, d_in) random, B (d_out, R) zero.
+
+B = 0 makes a fresh adapter the base exactly. Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
+
+__all__ = ["Adapter", "LoraLinear", "LoraSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """What an adapter is, without its tensors."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Settings and tensors of a LoRA; tensors by the path of their Linear, as (A_Ri, B_oR)."""
+
+    settings: LoraSettings
+    tensors: dict[str, tuple[Tensor, Tensor]]
+    base_sha256: str | None = field(default=None)
+
+
+class LoraLinear(LinearKind):
+    """A frozen Linear of any kind with a trainable low-rank update beside it."""
+
+    def __init__(self, base: AnyLinear, settings: LoraSettings, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(requires_grad=False)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.scale = settings.scale
+        bound = 1 / math.sqrt(self.in_features)
+        a = torch.empty(settings.rank, self.in_features).uniform_(-bound, bound, generator=generator)
+        self.A = nn.Parameter(a)
+        self.B = nn.Parameter(torch.zeros(self.out_features, settings.rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (..., d_in). Returns: (..., d_out)."""
+        y: Tensor = self.base(x)
+        return y + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
+
+    def dense_weight(self) -> Tensor:
+        """The merged weight in float32, (d_out, d_in)."""
+        return dense_weight(self.base) + self.update()
+
+    @torch.no_grad()
+    def update(self) -> Tensor:
+        """What the adapter adds to the weight: scale * B A, float32, (d_out, d_in)."""
+        return self.scale * (self.B.float() @ self.A.float())

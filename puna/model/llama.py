@@ -1,0 +1,64 @@
+"""Llama: embedding, N blocks, a final norm, a linear head. The only forward pass of this project.
+
+    h = embed(ids);  h = block_n(h) for each layer;  logits = head(norm(h))
+
+Parameter names are Hugging Face's without the leading `model.`, so weights and adapters map one to one.
+Source: Touvron et al. 2023, arXiv:2302.13971; Dubey et al. 2024, arXiv:2407.21783.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from puna.arch.config import ModelConfig
+from puna.model.attention import KeyValueStore, attention_mask
+from puna.model.block import Block
+from puna.model.norms import RMSNorm
+from puna.model.positions import rope_angles, rope_frequencies
+
+__all__ = ["Llama"]
+
+
+class Llama(nn.Module):
+    """A decoder-only language model."""
+
+    frequencies_P: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tied_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.register_buffer("frequencies_P", rope_frequencies(config), persistent=False)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """logits_BTV in float32, for short inputs; training and evaluation use `hidden` and model/loss.py."""
+        return self.lm_head(self.hidden(ids_BT)).float()
+
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        cache: KeyValueStore | None = None,
+    ) -> Tensor:
+        """What the head reads: hidden_BTD after the final norm.
+
+        Args: positions_BT: absolute positions; None: those that follow the cache.
+              documents_BT: tokens attend within their own document only (not together with a cache).
+              cache: earlier keys and values; extended by these tokens.
+        """
+        tokens, stored = ids_BT.shape[1], 0 if cache is None else cache.length
+        if positions_BT is None:
+            positions_BT = torch.arange(stored, stored + tokens, device=ids_BT.device)[None]
+        cos_BTP, sin_BTP = rope_angles(self.frequencies_P, positions_BT)
+        mask = attention_mask(self.config, tokens, documents_BT, stored, ids_BT.device)
+        x_BTD = self.embed_tokens(ids_BT)
+        for block in self.layers:
+            x_BTD = block(x_BTD, cos_BTP, sin_BTP, mask, cache)
+        if cache is not None:
+            cache.advance(tokens)
+        return self.norm(x_BTD)

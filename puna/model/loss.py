@@ -1,0 +1,114 @@
+"""Cross-entropy in nats, without ever holding the (tokens x vocabulary) logits.
+
+    loss = -(1/N) sum over kept targets of ln softmax(W h_t)[target_t]
+
+Tokens are taken a chunk at a time: logits, log-sum-exp, and at once the gradients of h and W; then the logits are
+dropped. The loss is a sum, so the gradients only need scaling when the backward pass arrives. docs/math.md 1.10.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puna.model.linears.kind import AnyLinear
+
+__all__ = ["Nats", "chunked_nats", "token_nats"]
+
+_CHUNK_LOGITS = 1 << 22  # 4 M float32 logits, 16 MiB: the best of 1 to 32 M on the machines measured (docs/findings.md)
+
+
+@dataclass(frozen=True, slots=True)
+class Nats:
+    """Summed negative log-likelihood and how many targets it counts: added, never averaged, until the last moment."""
+
+    sum: Tensor
+    count: int
+
+    def __add__(self, other: "Nats") -> "Nats":
+        return Nats(self.sum + other.sum, self.count + other.count)
+
+    @property
+    def mean(self) -> float:
+        """Nats per target."""
+        return float(self.sum.detach()) / self.count
+
+
+def chunked_nats(head: AnyLinear, hidden_BTD: Tensor, targets_BT: Tensor, keep_BT: Tensor | None = None) -> Nats:
+    """Differentiable nats of the kept targets; the head may be any Linear.
+
+    Returns: a float64 sum. Gradients are formed now if anything needs them, so call `backward` on the sum or a multiple.
+    """
+    hidden_ND, targets_N = hidden_BTD.flatten(0, -2), targets_BT.flatten()
+    if keep_BT is not None:
+        kept = keep_BT.flatten().nonzero().squeeze(1)
+        hidden_ND, targets_N = hidden_ND[kept], targets_N[kept]
+    weights = tuple(weight for weight in head.parameters() if weight.requires_grad)
+    return Nats(_ChunkedNats.apply(head, hidden_ND, targets_N, *weights), targets_N.numel())
+
+
+@torch.no_grad()
+def token_nats(head: AnyLinear, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+    """nats_BT in float32, one for each target, no gradient."""
+    hidden_ND, targets_N = hidden_BTD.flatten(0, -2), targets_BT.flatten()
+    nats_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
+    for rows in _chunks(head, len(targets_N)):
+        logits_CV = head(hidden_ND[rows]).float()
+        nats_N[rows] = logits_CV.logsumexp(-1) - logits_CV.gather(-1, targets_N[rows, None]).squeeze(-1)
+    return nats_N.view(targets_BT.shape)
+
+
+class _ChunkedNats(torch.autograd.Function):
+    """Sum of nats; the backward pass scales what the forward pass has already formed."""
+
+    @staticmethod
+    def forward(ctx: Any, head: AnyLinear, hidden_ND: Tensor, targets_N: Tensor, *weights: Tensor) -> Tensor:
+        ctx.hidden_needs_grad = hidden_ND.requires_grad
+        hidden_gradient = torch.empty_like(hidden_ND) if ctx.hidden_needs_grad else None
+        weight_gradients = [torch.zeros_like(weight) for weight in weights]
+        backward = ctx.hidden_needs_grad or bool(weights)
+        total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+        for rows in _chunks(head, len(targets_N)):
+            h_CD = hidden_ND[rows].detach().requires_grad_(ctx.hidden_needs_grad)
+            with torch.enable_grad():
+                logits = head(h_CD)
+            nats, dlogits = _nats_and_gradient(logits.detach(), targets_N[rows], backward=backward)
+            total += nats
+            if not backward:
+                continue
+            leaves = (h_CD, *weights) if ctx.hidden_needs_grad else weights
+            parts = list(torch.autograd.grad(logits, leaves, dlogits))
+            if hidden_gradient is not None:
+                hidden_gradient[rows] = parts.pop(0)
+            for gradient, part in zip(weight_gradients, parts, strict=True):
+                gradient += part
+        ctx.save_for_backward(hidden_gradient, *weight_gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, *weights = (None if g is None else g * upstream[0].to(g.dtype) for g in ctx.saved_tensors)
+        return None, hidden, None, *weights
+
+
+def _nats_and_gradient(logits_CV: Tensor, targets_C: Tensor, *, backward: bool) -> tuple[Tensor, Tensor]:
+    """Summed nats of a chunk, and softmax - onehot in the logits' dtype; the softmax itself is formed in float32."""
+    at_least_float32 = torch.promote_types(logits_CV.dtype, torch.float32)
+    scores_CV = logits_CV.to(at_least_float32)
+    target_C1 = targets_C[:, None]
+    target_scores_C1 = scores_CV.gather(-1, target_C1)
+    logsumexp_C1 = scores_CV.logsumexp(-1, keepdim=True)
+    nats = (logsumexp_C1 - target_scores_C1).sum(dtype=torch.float64)
+    if not backward:
+        return nats, scores_CV
+    probabilities_CV = scores_CV.sub_(logsumexp_C1).exp_()  # a Linear does not keep its output: it may be overwritten
+    probabilities_CV.scatter_add_(-1, target_C1, probabilities_CV.new_full((1, 1), -1.0).expand_as(target_C1))
+    return nats, probabilities_CV.to(logits_CV.dtype)
+
+
+def _chunks(head: AnyLinear, tokens: int) -> Iterator[slice]:
+    size = max(1, _CHUNK_LOGITS // head.out_features)
+    for start in range(0, tokens, size):
+        yield slice(start, start + size)

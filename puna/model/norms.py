@@ -1,0 +1,24 @@
+"""RMSNorm: y = gain * x / sqrt(mean(x^2) + eps), over the features, in float32.
+
+Source: Zhang & Sennrich 2019, arXiv:1910.07467; eps inside the root, as in Llama.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["RMSNorm"]
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to unit root mean square, then by a learned gain per feature."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Args: x_BTD (..., D). Returns: the same shape in x's dtype; cast back before the gain, as Hugging Face does."""
+        y_BTD = F.rms_norm(x_BTD.float(), self.weight.shape, eps=self.eps)
+        return self.weight * y_BTD.to(x_BTD.dtype)

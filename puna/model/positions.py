@@ -1,0 +1,42 @@
+"""RoPE: each pair (i, i + E/2) of a head's coordinates turns by the angle m * theta_i, theta_i = base^(-2i/E).
+
+Scores then depend on the distance of two tokens only. Half-split pairs, as in Hugging Face's Llama.
+Source: Su et al. 2021, arXiv:2104.09864, section 3.4.2.
+"""
+
+import torch
+from torch import Tensor
+
+from puna.arch.config import ModelConfig
+
+__all__ = ["apply_rope", "rope_angles", "rope_frequencies"]
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """theta_P in float32, radians per position, after the config's RoPE scaling.
+
+    The plain frequencies are formed in float32 like Hugging Face's, so that long contexts agree to the last bit.
+    """
+    exponents_P = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
+    plain_P = 1.0 / config.rope_theta**exponents_P
+    return torch.tensor(config.rope_scaling.rescale(plain_P.tolist()), dtype=torch.float32)
+
+
+def rope_angles(frequencies_P: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """cos_BTP and sin_BTP of every token's angles.
+
+    Formed in float32 whatever the compute dtype: bfloat16 loses whole positions above 256.
+    """
+    angles_BTP = positions_BT[..., None].float() * frequencies_P
+    return angles_BTP.cos(), angles_BTP.sin()
+
+
+def apply_rope(x_BTHE: Tensor, cos_BTP: Tensor, sin_BTP: Tensor) -> Tensor:
+    """Rotate each head-coordinate pair (i, i + E/2) by its token's angle.
+
+    Args:    cos_BTP, sin_BTP: float32; P = E/2.
+    Returns: y_BTHE in x's dtype; the rotation itself is done in float32.
+    """
+    first, second = x_BTHE.float().chunk(2, dim=-1)
+    cos, sin = cos_BTP[..., None, :], sin_BTP[..., None, :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHE.dtype)

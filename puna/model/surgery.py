@@ -1,0 +1,38 @@
+"""Select Linears by path and replace them: the one way in which LoRA, low rank and int8 enter a model."""
+
+from collections.abc import Callable, Iterator
+
+from torch import nn
+
+from puna.arch.modules import LINEARS, linear_paths
+from puna.model.linears.kind import AnyLinear, LinearKind
+from puna.model.llama import Llama
+
+__all__ = ["get_linear", "named_linears", "replace_linear", "replace_linears"]
+
+
+def get_linear(model: Llama, path: str) -> AnyLinear:
+    """The Linear at a path such as `layers.3.mlp.up_proj`, whatever kind stands there."""
+    linear = model.get_submodule(path)
+    assert isinstance(linear, nn.Linear | LinearKind), path
+    return linear
+
+
+def named_linears(model: Llama, names: tuple[str, ...] = LINEARS) -> Iterator[tuple[str, AnyLinear]]:
+    """(path, Linear) of the blocks' Linears with these names, layer by layer."""
+    for path in linear_paths(model.config, names):
+        yield path, get_linear(model, path)
+
+
+def replace_linear(model: Llama, path: str, new: AnyLinear) -> None:
+    """Put another Linear where `path` points; it must have the same in_features and out_features."""
+    old = get_linear(model, path)
+    assert (old.in_features, old.out_features) == (new.in_features, new.out_features), path
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)
+
+
+def replace_linears(model: Llama, names: tuple[str, ...], build: Callable[[str, AnyLinear], AnyLinear]) -> None:
+    """Replace each named Linear by what `build(path, old)` makes of it."""
+    for path, old in list(named_linears(model, names)):
+        replace_linear(model, path, build(path, old))
