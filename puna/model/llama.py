@@ -6,6 +6,8 @@ Parameter names are Hugging Face's without the leading `model.`, so weights and 
 Source: Touvron et al. 2023, arXiv:2302.13971; Dubey et al. 2024, arXiv:2407.21783.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -35,8 +37,9 @@ class Llama(nn.Module):
         self.register_buffer("frequencies_P", rope_frequencies(config), persistent=False)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """logits_BTV in float32, for short inputs; training and evaluation use `hidden` and model/loss.py."""
-        return self.lm_head(self.hidden(ids_BT)).float()
+        """logits_BTV in float32 or wider, for short inputs; training and evaluation use `hidden` and model/loss.py."""
+        logits_BTV = self.lm_head(self.hidden(ids_BT))
+        return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
     def hidden(
         self,
@@ -62,3 +65,9 @@ class Llama(nn.Module):
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x_BTD)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Llama":
+        """Cast or move the weights; the frequencies only move: rounded to 16 bits they would bend every angle."""
+        super()._apply(fn, recurse)
+        self.frequencies_P = rope_frequencies(self.config).to(self.frequencies_P.device)
+        return self

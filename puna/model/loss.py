@@ -45,7 +45,7 @@ def chunked_nats(head: AnyLinear, hidden_BTD: Tensor, targets_BT: Tensor, keep_B
     if keep_BT is not None:
         kept = keep_BT.flatten().nonzero().squeeze(1)
         hidden_ND, targets_N = hidden_ND[kept], targets_N[kept]
-    weights = tuple(weight for weight in head.parameters() if weight.requires_grad)
+    weights = tuple(weight for weight in head.parameters() if weight.requires_grad and torch.is_grad_enabled())
     return Nats(_ChunkedNats.apply(head, hidden_ND, targets_N, *weights), targets_N.numel())
 
 

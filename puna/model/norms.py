@@ -1,4 +1,4 @@
-"""RMSNorm: y = gain * x / sqrt(mean(x^2) + eps), over the features, in float32.
+"""RMSNorm: y = gain * x / sqrt(mean(x^2) + eps), over the features, in float32 or wider.
 
 Source: Zhang & Sennrich 2019, arXiv:1910.07467; eps inside the root, as in Llama.
 """
@@ -20,5 +20,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Args: x_BTD (..., D). Returns: the same shape in x's dtype; cast back before the gain, as Hugging Face does."""
-        y_BTD = F.rms_norm(x_BTD.float(), self.weight.shape, eps=self.eps)
-        return self.weight * y_BTD.to(x_BTD.dtype)
+        wide_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+        return self.weight * F.rms_norm(wide_BTD, self.weight.shape, eps=self.eps).to(x_BTD.dtype)

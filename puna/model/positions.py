@@ -35,8 +35,8 @@ def apply_rope(x_BTHE: Tensor, cos_BTP: Tensor, sin_BTP: Tensor) -> Tensor:
     """Rotate each head-coordinate pair (i, i + E/2) by its token's angle.
 
     Args:    cos_BTP, sin_BTP: float32; P = E/2.
-    Returns: y_BTHE in x's dtype; the rotation itself is done in float32.
+    Returns: y_BTHE in x's dtype; the rotation itself is done in float32 or wider.
     """
-    first, second = x_BTHE.float().chunk(2, dim=-1)
+    first, second = x_BTHE.to(torch.promote_types(x_BTHE.dtype, torch.float32)).chunk(2, dim=-1)
     cos, sin = cos_BTP[..., None, :], sin_BTP[..., None, :]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHE.dtype)

@@ -15,7 +15,7 @@ def quantize_rows_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round each row (last axis) to 255 levels. Returns: int8 of x's shape, and float32 scales (..., 1); zero rows give 0."""
     rows = x.float()
     scale = rows.abs().amax(-1, keepdim=True) / 127
-    quantized = (rows / scale.clamp_min(torch.finfo(torch.float32).tiny)).round_().clamp_(-127, 127)
+    quantized = (rows / scale.clamp_min(torch.finfo(torch.float32).tiny)).round_()
     return quantized.to(torch.int8), scale
 
 

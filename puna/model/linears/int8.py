@@ -1,12 +1,15 @@
 """An int8 Linear: weights rounded once per output row, activations per token at each call, products in integers.
 
-    y = s_w s_x (W_q x_q), accumulated in int32, exact for d_in <= 133,144
+    y = s_w s_x (W_q x_q), accumulated in int32, exact for d_in <= 133,144;  dx = W^T dy as if x were not rounded
 
 Source: Dettmers et al. 2022, arXiv:2208.07339, without its outlier path; docs/math.md 1.17.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from puna.model.linears.kind import LinearKind
 from puna.model.quantization import dequantize_rows_int8, quantize_rows_int8
@@ -17,7 +20,7 @@ _MULTIPLE = 8  # CUDA's integer product wants sizes in eights and at least 17 ro
 
 
 class Int8Linear(LinearKind):
-    """Inference only: no gradient flows through the rounding."""
+    """A frozen weight in a quarter of float32's bytes; the gradient of its input passes straight through the rounding."""
 
     weight: Tensor
     scale: Tensor
@@ -30,9 +33,8 @@ class Int8Linear(LinearKind):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (..., d_in). Returns: (..., d_out) in x's dtype."""
-        x_q, x_scale = quantize_rows_int8(x.reshape(-1, self.in_features))
-        y = _integer_product(x_q, self.weight).float() * x_scale * self.scale.T
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        y_No: Tensor = _RoundedProduct.apply(x.reshape(-1, self.in_features), self.weight, self.scale)
+        return y_No.view(*x.shape[:-1], self.out_features)
 
     def dense_weight(self) -> Tensor:
         """The float32 weight that the codes stand for, (d_out, d_in)."""
@@ -44,11 +46,27 @@ class Int8Linear(LinearKind):
         return cls(*quantize_rows_int8(weight_oi.detach()))
 
 
+class _RoundedProduct(torch.autograd.Function):
+    """Without this, autograd would differentiate the scale of x and not x itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x_Ni: Tensor, weight_oi: Tensor, scale_o1: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_oi, scale_o1)
+        x_q, x_scale_N1 = quantize_rows_int8(x_Ni)
+        y_No = _integer_product(x_q, weight_oi).float()
+        return y_No.mul_(x_scale_N1).mul_(scale_o1.T).to(x_Ni.dtype)  # in place: one output, not three
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        weight_oi = dequantize_rows_int8(*ctx.saved_tensors)
+        return upstream[0] @ weight_oi.to(upstream[0].dtype), None, None
+
+
 def _integer_product(x_Ni: Tensor, weight_oi: Tensor) -> Tensor:
     """x W^T in int32; on CUDA the rows are padded to what its kernel accepts."""
     if not x_Ni.is_cuda:
         return torch._int_mm(x_Ni, weight_oi.T)
     rows = len(x_Ni)
     padded = max(32, -(-rows // _MULTIPLE) * _MULTIPLE)
-    x_padded = torch.nn.functional.pad(x_Ni, (0, 0, 0, padded - rows))
+    x_padded = F.pad(x_Ni, (0, 0, 0, padded - rows))
     return torch._int_mm(x_padded, weight_oi.T)[:rows]

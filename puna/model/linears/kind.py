@@ -1,20 +1,22 @@
 """What every stand-in for a dense Linear offers, so that the forward pass never learns which one stands there."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 __all__ = ["AnyLinear", "LinearKind", "dense_weight"]
 
 
-class LinearKind(nn.Module):
+class LinearKind(nn.Module, ABC):
     """A Linear that is not a plain weight matrix: y = f(x), (..., d_in) -> (..., d_out), linear in x up to rounding."""
 
     in_features: int
     out_features: int
 
+    @abstractmethod
     def dense_weight(self) -> Tensor:
         """The float32 weight that it stands for, (d_out, d_in)."""
-        ...
 
 
 AnyLinear = nn.Linear | LinearKind

@@ -1,0 +1,88 @@
+"""Where LoRA stands: put it beside the named Linears, freeze everything else, and take it out again as an Adapter.
+
+Only A and B of the named Linears have requires_grad afterwards; a fresh adapter (B = 0) computes the base exactly.
+Source: Hu et al. 2021, arXiv:2106.09685; docs/math.md 1.15.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from puna.arch.modules import linear_paths, match_linears
+from puna.errors import CheckpointMismatch, UsageError
+from puna.model.linears.kind import AnyLinear
+from puna.model.linears.lora import Adapter, LoraLinear, LoraSettings
+from puna.model.llama import Llama
+from puna.model.surgery import named_linears, replace_linears
+
+__all__ = ["adapter_of", "attach", "attach_adapter", "named_loras"]
+
+
+def attach(model: Llama, settings: LoraSettings, seed: int) -> None:
+    """Put a fresh adapter into a model and freeze the rest.
+
+    Args:   seed: of all A, drawn in the order of layers and Linears.
+    Raises: UsageError: an unknown Linear (the nearest is named), a rank below 1, an adapter already attached.
+    """
+    names = match_linears(",".join(settings.targets))
+    if settings.rank < 1:
+        raise UsageError(f"lora.rank: expected at least 1, got {settings.rank}", "8 or 16 are common")
+    for path, _ in named_loras(model):
+        raise UsageError(f"{path}: an adapter is attached already", "merge it first")
+    generator = torch.Generator().manual_seed(seed)
+    device = model.embed_tokens.weight.device
+
+    def build(_: str, base: AnyLinear) -> LoraLinear:
+        return LoraLinear(base, settings, generator).to(device)
+
+    model.requires_grad_(requires_grad=False)
+    replace_linears(model, names, build)
+
+
+@torch.no_grad()
+def attach_adapter(model: Llama, adapter: Adapter) -> None:
+    """Put a trained adapter into a model and freeze the rest; its tensors are copied, in float32.
+
+    Raises: CheckpointMismatch: the adapter was made for a model of another shape; the model is then unchanged.
+    """
+    settings = adapter.settings
+    paths = list(linear_paths(model.config, match_linears(",".join(settings.targets))))
+    for path in sorted(adapter.tensors.keys() ^ set(paths)):
+        raise CheckpointMismatch(
+            f"adapter: {path}: {'the model' if path in adapter.tensors else 'the adapter'} has no such Linear",
+            "use the base model that the adapter was trained on",
+        )
+    for path, linear in named_linears(model, settings.targets):
+        shapes = tuple(tuple(tensor.shape) for tensor in adapter.tensors[path])
+        expected = (settings.rank, linear.in_features), (linear.out_features, settings.rank)
+        if shapes != expected:
+            raise CheckpointMismatch(
+                f"adapter: {path}: expected A and B of shapes {expected}, got {shapes}",
+                "use the base model that the adapter was trained on",
+            )
+    attach(model, settings, seed=0)
+    for path, lora in named_loras(model):
+        a, b = adapter.tensors[path]
+        lora.A.copy_(a)
+        lora.B.copy_(b)
+
+
+def adapter_of(model: Llama, base_sha256: str | None = None) -> Adapter:
+    """A copy of the adapter in a model. Raises: UsageError: none is attached."""
+    loras = dict(named_loras(model))
+    if not loras:
+        raise UsageError("model: expected an attached adapter, got none", "attach one first")
+    first = next(iter(loras.values()))
+    rank = first.A.shape[0]
+    alpha = round(first.scale * rank, 12)  # the Linear keeps alpha / rank only, and in floats 7 / 3 * 3 is not 7
+    names = {path.rpartition(".")[2] for path in loras}
+    settings = LoraSettings(rank=rank, alpha=alpha, targets=match_linears(",".join(names)))
+    tensors = {path: (lora.A.detach().clone(), lora.B.detach().clone()) for path, lora in loras.items()}
+    return Adapter(settings=settings, tensors=tensors, base_sha256=base_sha256)
+
+
+def named_loras(model: Llama) -> Iterator[tuple[str, LoraLinear]]:
+    """(path, LoraLinear) of an attached adapter, layer by layer."""
+    for path, linear in named_linears(model):
+        if isinstance(linear, LoraLinear):
+            yield path, linear

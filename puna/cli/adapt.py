@@ -1,0 +1,108 @@
+"""`puna adapt` and `puna adapt merge`."""
+
+from pathlib import Path
+
+from cyclopts import App
+
+from puna.cli.console import print_json, print_table
+from puna.cli.options import Count, Json, MachineOptions, RecipeOptions
+from puna.cli.progress import training_progress
+
+__all__ = ["app"]
+
+app = App(name="adapt")
+
+
+@app.default
+def adapt(
+    model: str = "",
+    /,
+    *data: Path,
+    out: Path,
+    validation: Path | None = None,
+    steps: Count | None = None,
+    seconds: float | None = None,
+    rank: int = 16,
+    alpha: float = 32.0,
+    targets: str = "all",
+    batch: int | None = None,
+    seq: Count | None = None,
+    learning_rate: float | None = None,
+    resume: bool = False,
+    json: Json = False,
+    machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
+    recipes: RecipeOptions = RecipeOptions(),  # noqa: B008
+) -> None:
+    """Fine-tune MODEL with LoRA on DATA: text, or .jsonl with text, or with prompt and completion.
+
+    Parameters
+    ----------
+    model: a run folder or a Hugging Face folder.
+    data: files or folders to learn from.
+    out: the run's folder; the adapter is written to its adapter/.
+    validation: held-out records; without it the last tenth.
+    steps: the budget in optimizer steps.
+    seconds: the budget in seconds of training.
+    rank: of the update B A.
+    alpha: the update is multiplied by alpha / rank.
+    targets: all, attention, mlp, or Linears joined by commas.
+    batch: rows in a step.
+    seq: tokens in a row.
+    learning_rate: at its peak.
+    resume: continue the run in --out; needs nothing else.
+    """
+    from puna.jobs import adapt as job
+    from puna.jobs.machine import use_threads
+    from puna.jobs.train import training_flags
+
+    use_threads(machine.threads)
+    if resume:
+        recipe = job.resumed_recipe(out)
+    else:
+        recipe = job.adapt_recipe(
+            model=model,
+            data=data,
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            validation=validation,
+            recipe=recipes.recipe,
+            settings=recipes.settings,
+            training=training_flags(
+                steps=steps,
+                seconds=seconds,
+                precision=machine.precision,
+                batch=batch,
+                seq=seq,
+                learning_rate=learning_rate,
+                seed=machine.seed,
+            ),
+        )
+    with training_progress("adapting") as observer:
+        result = job.adapt(recipe, out, resume=resume, device=machine.device, observers=(observer,))
+    if json:
+        print_json(result)
+    else:
+        print_table(("", str(out)), job.adapt_rows(result))
+
+
+@app.command
+def merge(adapter: Path, *, out: Path, base_model: str | None = None, json: Json = False) -> None:
+    """Fold an adapter into its base in float32, and prove that both say the same.
+
+    Parameters
+    ----------
+    adapter: a run folder or a PEFT folder.
+    out: the merged model's folder.
+    base_model: the base, where the adapter's own note of it does not lead there.
+    """
+    from puna.jobs.adapt import merge as run
+
+    result = run(adapter, out, base_model=base_model)
+    if json:
+        print_json(result)
+    else:
+        print(
+            f"{out}: largest logit difference {result.max_logit_difference:.2e} of {result.largest_logit:.2f}, "
+            f"KL {result.kl_nats:.2e} nats"
+        )

@@ -1,0 +1,72 @@
+"""What a person or a program reads: tables and progress on a terminal, plain lines in a pipe, one object with --json."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["print_json", "print_table", "progress_line", "say"]
+
+_PLAIN_EVERY_SECONDS = 5.0
+
+
+def print_json(result: object) -> None:
+    """One JSON object on stdout: exactly the fields of the result."""
+    print(json.dumps(dataclasses.asdict(result), ensure_ascii=False, default=_plain))  # type: ignore[call-overload]
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table on a terminal, tab-separated lines elsewhere. All columns but the first are right-aligned."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            print("\t".join(row))
+        return
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def say(line: str) -> None:
+    """One line of progress or log, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_line(title: str) -> Iterator[Callable[[float, str], None]]:
+    """Within the block, call `update(share, words)`: a bar with time left on a terminal, a line now and then elsewhere."""
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(title, total=1.0, words="")
+            yield lambda share, words: progress.update(task, completed=share, words=words)
+        return
+    last = time.monotonic()
+
+    def update(share: float, words: str) -> None:
+        nonlocal last
+        if share >= 1 or time.monotonic() - last >= _PLAIN_EVERY_SECONDS:
+            last = time.monotonic()
+            say(f"{title}: {share:4.0%} {words}")
+
+    yield update
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

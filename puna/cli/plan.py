@@ -1,0 +1,69 @@
+"""`puna plan`."""
+
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from puna.cli.console import print_json, print_table
+from puna.cli.options import Count, Json
+from puna.jobs.plan import PlansResult
+from puna.jobs.plan import plan as make_plan
+from puna.jobs.plan_table import card_rows, plan_rows
+
+__all__ = ["app"]
+
+app = App(name="plan")
+
+
+@app.default
+def plan(
+    *models: str,
+    seq: Count | None = None,
+    batch: int = 1,
+    train: Literal["full", "lora"] | None = None,
+    rank: int = 16,
+    targets: str = "all",
+    base: Literal["float32", "bfloat16", "int8", "nf4"] | None = None,
+    checkpointing: bool = False,
+    loss: Literal["chunked", "naive"] = "chunked",
+    fit: Annotated[str | None, Parameter(help="a memory such as 16GB or 24GiB: find settings that fit it.")] = None,
+    cards: bool = False,
+    json: Json = False,
+) -> None:
+    """Count exactly and predict the peak, before anything is loaded.
+
+    Parameters
+    ----------
+    models: presets, model folders or config.json files; several stand side by side.
+    seq: tokens in a sequence.
+    batch: sequences at once.
+    train: train everything, or a LoRA; without it: generate.
+    rank: of the LoRA.
+    targets: all, attention, mlp, or Linears joined by commas.
+    base: how the weights are stored.
+    checkpointing: recompute activations on the way back.
+    loss: form all logits at once (naive) or a chunk at a time.
+    cards: a table of common cards: what fits, how, how long.
+    """
+    result = make_plan(
+        models,
+        seq=seq,
+        batch=batch,
+        train=train,
+        rank=rank,
+        targets=targets,
+        base=base,
+        checkpointing=checkpointing,
+        loss=loss,
+        fit=fit,
+        cards=cards,
+    )
+    if json:
+        print_json(result)
+        return
+    plans = result.plans if isinstance(result, PlansResult) else (result,)
+    print_table(("", *(each.model for each in plans)), [(name, *cells) for name, cells in plan_rows(plans)])
+    for each in plans:
+        if each.cards is not None:
+            header, *rows = card_rows(each)
+            print_table(header, rows, title=each.model)

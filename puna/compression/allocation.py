@@ -1,0 +1,47 @@
+"""How many of its numbers each matrix keeps, under a budget of stored bits.
+
+    W (m, n) as U (m, r) V (r, n) stores r (m + n) numbers in place of m n: it saves below r = m n / (m + n)
+
+Source: docs/compression.md sections 0 and 1.
+"""
+
+from puna.arch.config import ModelConfig
+from puna.arch.modules import LINEARS, linear_path, linear_shapes
+from puna.errors import UsageError
+from puna.model.llama import Llama
+from puna.model.surgery import named_linears
+
+__all__ = ["linear_bytes", "uniform_rank", "uniform_ranks"]
+
+
+def uniform_rank(shape: tuple[int, int], keep: float) -> int | None:
+    """The largest rank that stores at most `keep` of a dense (d_out, d_in) matrix; None: factors save nothing here."""
+    dense, each = shape[0] * shape[1], shape[0] + shape[1]
+    rank = max(1, int(keep * dense / each))
+    return rank if keep < 1 and rank * each < dense else None
+
+
+def uniform_ranks(config: ModelConfig, keep: float) -> dict[str, int]:
+    """Ranks by path at the same kept share of every block Linear; a path that is absent stays dense.
+
+    Args:   keep: kept share of the stored bits of the block Linears, 0 < keep <= 1; 1 leaves every one dense.
+    Errors: UsageError: keep outside its range.
+    """
+    if not 0 < keep <= 1:
+        raise UsageError(f"keep: expected more than 0 and at most 1, got {keep}", "0.8 keeps 80 % of the stored bits")
+    ranks = {name: uniform_rank(shape, keep) for name, shape in linear_shapes(config).items()}
+    return {
+        linear_path(layer, name): rank
+        for layer in range(config.n_layers)
+        for name in LINEARS
+        if (rank := ranks[name]) is not None
+    }
+
+
+def linear_bytes(model: Llama) -> int:
+    """Bytes that the block Linears store, of whatever kind: weights, factors and scales."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for _, linear in named_linears(model)
+        for tensor in (*linear.parameters(), *linear.buffers())
+    )

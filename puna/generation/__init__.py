@@ -1,0 +1,1 @@
+"""From a prompt to text: the key-value cache, the sampler, the stop strings, the decode loop."""

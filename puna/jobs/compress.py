@@ -1,0 +1,250 @@
+"""Compression: fewer or shorter numbers for the same model, and what that costs in nats on text it was not fitted to."""
+
+import copy
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from puna.compression.allocation import uniform_ranks
+from puna.compression.low_rank import Spectrum, compress_low_rank, decompose_linears
+from puna.compression.rounding import quantize_int8
+from puna.compression.statistics import collect_statistics
+from puna.errors import BadData, UsageError
+from puna.evaluation.agreement import Difference, added_nats
+from puna.evaluation.perplexity import Likelihood, evaluate_text
+from puna.jobs.load import find_model, load
+from puna.jobs.machine import choose_device
+from puna.jobs.peak import PeakMemory
+from puna.jobs.run_folder import open_run
+from puna.model.llama import Llama
+from puna.report.numbers import human_bytes, human_seconds
+from puna.text.corpus import Document, cut_documents, read_documents
+from puna.tokens.tokenizer import Tokenizer
+from puna.weights.folder import save_folder
+
+__all__ = [
+    "CompressRecipe",
+    "CompressResult",
+    "Compressed",
+    "calibration_windows",
+    "compare",
+    "compress",
+    "compress_rows",
+]
+
+Method = Literal["auto", "svd", "whitened"]
+_DEFAULT_KEEP = 0.8
+_PIECE_BYTES = 1 << 14
+_WINDOWS, _WINDOW = 128, 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressRecipe:
+    """What to do to which model. `keep` is the kept share of the stored bits of the block Linears."""
+
+    model: Path
+    calibration: Path | None = None
+    method: Method = "auto"
+    keep: float | None = None
+    quantize: Literal["int8"] | None = None
+    evaluate: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise UsageError(f"--keep: expected a share above 0 and at most 1, got {self.keep}", "0.8 keeps 80 %")
+        if self.keep is not None and self.quantize is not None:
+            raise UsageError("--keep together with --quantize is not built yet", "choose one of them")
+        if self.quantize is None and self.method != "svd" and self.calibration is None:
+            raise UsageError(
+                f"--method {self.method} needs --calibration", "name a text of the kind the model will see"
+            )
+        if self.calibration is None and self.evaluate is None:
+            raise UsageError("expected --calibration or --evaluate", "a text is needed to measure the added nats")
+
+    @property
+    def wanted(self) -> float | None:
+        """The kept share: 0.8 where no other lever is named."""
+        return _DEFAULT_KEEP if self.keep is None and self.quantize is None else self.keep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compressed:
+    """One way of making a model smaller, and its price on held-out text; 95 % interval, paired over windows."""
+
+    method: str
+    keep: float | None
+    bytes: int
+    added_nats: float
+    low: float
+    high: float
+    ranks: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressResult:
+    """What `puna compress --json` prints. Parameters and bytes are those of the whole model."""
+
+    method: str
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    added_nats: float
+    added_nats_low: float
+    added_nats_high: float
+    ranks: dict[str, int]
+    seconds: float
+    peak_bytes: int
+    model: str
+
+
+def compress(recipe: CompressRecipe, out: Path, *, device: str = "auto") -> CompressResult:
+    """Write the smaller model to `out`/model, and measure it. The same command on an unfinished `out` begins anew.
+
+    Errors: UsageError, BadData, FormatError.
+    """
+    started, place = time.monotonic(), choose_device(device)
+    source = find_model(recipe.model)
+    with open_run(out, recipe, resume=True):
+        peak = PeakMemory(place)
+        loaded = load(source, device=place)
+        fitting, judging = _texts(recipe)
+        before = evaluate_text(loaded.llama, loaded.tokenizer, *judging)
+        sizes = _parameters(loaded.llama), _bytes(loaded.llama)
+        method = "int8" if recipe.quantize else "svd" if recipe.method == "svd" else "whitened"
+        grams = _grams(loaded.llama, loaded.tokenizer, fitting) if method == "whitened" else None
+        ranks = _shrink(loaded.llama, method, recipe.wanted, decompose_linears(loaded.llama, grams))
+        difference = added_nats(before, evaluate_text(loaded.llama, loaded.tokenizer, *judging))
+        record = {"method": method, "keep": recipe.wanted}
+        save_folder(loaded.llama, out / "model", loaded.tokenizer, record)
+    return CompressResult(
+        method=method,
+        parameters_before=sizes[0],
+        parameters_after=_parameters(loaded.llama),
+        bytes_before=sizes[1],
+        bytes_after=_bytes(loaded.llama),
+        added_nats=difference.mean,
+        added_nats_low=difference.low,
+        added_nats_high=difference.high,
+        ranks=ranks,
+        seconds=time.monotonic() - started,
+        peak_bytes=peak.growth_bytes(),
+        model=str(out / "model"),
+    )
+
+
+def compress_rows(result: CompressResult) -> list[tuple[str, str]]:
+    """The result as lines for people."""
+    return [
+        ("method", result.method),
+        ("numbers stored", f"{result.parameters_before:,} -> {result.parameters_after:,}"),
+        ("bytes", f"{human_bytes(result.bytes_before)} -> {human_bytes(result.bytes_after)}"),
+        (
+            "added nats per token",
+            f"{result.added_nats:.4f} ({result.added_nats_low:.4f} to {result.added_nats_high:.4f})",
+        ),
+        ("time", human_seconds(result.seconds)),
+        ("model", result.model),
+    ]
+
+
+def compare(
+    model: Llama,
+    tokenizer: Tokenizer,
+    windows: Sequence[Tensor],
+    before: Likelihood,
+    texts: Sequence[str],
+    keeps: Sequence[float],
+) -> list[Compressed]:
+    """Both methods at several sizes, and int8: each on a copy of the model, all judged on the same texts."""
+    grams = collect_statistics(model, windows).grams
+    results = []
+    for method, statistics in (("svd", None), ("whitened", grams)):
+        spectra = dict(decompose_linears(model, statistics))
+        for keep in keeps:
+            results.append(_try(model, tokenizer, before, texts, method, keep, spectra))
+    return [*results, _try(model, tokenizer, before, texts, "int8", None, {})]
+
+
+def calibration_windows(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> list[Tensor]:
+    """ids_1T windows from the texts, evenly spread, at most 64 Ki tokens."""
+    windows = []
+    for text in texts:
+        ids = torch.tensor(tokenizer.encode(text, bos=True))
+        windows += [part[None] for part in ids.split(window) if len(part) > 1]
+    if not windows:
+        raise BadData("calibration: expected text, got none", "give a longer calibration text")
+    stride = max(1, len(windows) // _WINDOWS)
+    return windows[::stride][:_WINDOWS]
+
+
+def _try(
+    model: Llama,
+    tokenizer: Tokenizer,
+    before: Likelihood,
+    texts: Sequence[str],
+    method: str,
+    keep: float | None,
+    spectra: Mapping[str, Spectrum],
+) -> Compressed:
+    smaller = copy.deepcopy(model)
+    ranks = _shrink(smaller, method, keep, spectra.items())
+    difference: Difference = added_nats(before, evaluate_text(smaller, tokenizer, *texts))
+    return Compressed(
+        method=method,
+        keep=keep,
+        bytes=_bytes(smaller),
+        added_nats=difference.mean,
+        low=difference.low,
+        high=difference.high,
+        ranks=ranks,
+    )
+
+
+def _shrink(model: Llama, method: str, keep: float | None, spectra: Iterable[tuple[str, Spectrum]]) -> dict[str, int]:
+    """Apply one method in place; return the ranks of what was factorised."""
+    if keep is None:
+        assert method == "int8"
+        quantize_int8(model)
+        return {}
+    return compress_low_rank(model, spectra, uniform_ranks(model.config, keep)).ranks
+
+
+def _texts(recipe: CompressRecipe) -> tuple[list[str], list[str]]:
+    """(fitted to, judged by): the last tenth of the calibration documents judges, unless a text of its own is given."""
+    fitting: tuple[Document, ...] = ()
+    if recipe.calibration is not None:
+        fitting = cut_documents(read_documents([recipe.calibration]).documents, _PIECE_BYTES)
+    if recipe.evaluate is not None:
+        judging = read_documents([recipe.evaluate]).documents
+    else:
+        cut = len(fitting) - max(1, len(fitting) // 10)
+        fitting, judging = fitting[:cut], fitting[cut:]
+        if not fitting:
+            raise BadData(
+                "calibration: too little text to hold a tenth of it out", "give more text, or --evaluate FILE"
+            )
+    return [document.text for document in fitting], [document.text for document in judging]
+
+
+def _grams(model: Llama, tokenizer: Tokenizer, texts: Sequence[str]) -> Mapping[str, Tensor]:
+    window = min(_WINDOW, model.config.max_seq_len)
+    return collect_statistics(model, calibration_windows(tokenizer, texts, window)).grams
+
+
+def _parameters(model: Llama) -> int:
+    return sum(weight.numel() for weight in (*model.parameters(), *_stored_buffers(model)))
+
+
+def _bytes(model: Llama) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *_stored_buffers(model)))
+
+
+def _stored_buffers(model: Llama) -> list[Tensor]:
+    """int8 codes and scales; the rotation frequencies are no part of a model's file."""
+    return [tensor for name, tensor in model.named_buffers() if name != "frequencies_P"]

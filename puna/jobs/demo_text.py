@@ -1,0 +1,90 @@
+"""The two kinds of text that the demo learns from: the standard library's sources, and the language reference.
+
+Both belong to the Python that runs it. Where the reference is not installed, the library's docstrings stand in.
+"""
+
+import ast
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from puna.errors import BadData
+from puna.text.corpus import Corpus, Document, cut_documents, read_documents
+
+__all__ = ["DemoText", "gather_text"]
+
+_LEFT_OUT = {
+    "__pycache__",
+    "encodings",  # generated tables, hundreds of lines alike
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",  # the second kind of text
+    "site-packages",
+    "test",
+    "tests",
+}
+_PIECE_BYTES = 1 << 14
+_SHORT_BYTES = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoText:
+    """Both kinds of documents; the names are keys of report labels."""
+
+    corpus: Corpus
+    documents: tuple[Document, ...]
+    name: str
+    second: tuple[Document, ...]
+    second_name: str
+
+
+def gather_text(folder: Path | None) -> DemoText:
+    """The user's folder, or the standard library; and the second kind of text. Errors: BadData."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    corpus = read_documents([library], "library", exclude=_is_left_out) if folder is None else read_documents([folder])
+    documents = corpus.documents if folder is None else cut_documents(corpus.documents, _PIECE_BYTES)
+    second_name, second = _second_kind(library)
+    return DemoText(
+        corpus=corpus,
+        documents=documents,
+        name="text.python" if folder is None else "text.folder",
+        second=second,
+        second_name=second_name,
+    )
+
+
+def _is_left_out(path: Path) -> bool:
+    return path.name in _LEFT_OUT or (path.is_file() and path.suffix != ".py")
+
+
+def _second_kind(library: Path) -> tuple[str, tuple[Document, ...]]:
+    try:
+        topics: dict[str, str] = import_module("pydoc_data.topics").topics
+    except ImportError:
+        return "text.docstrings", _docstrings(library)
+    documents = [Document(text=text, source="reference", name=name) for name, text in sorted(topics.items())]
+    return "text.reference", cut_documents(documents, _PIECE_BYTES)
+
+
+def _docstrings(library: Path) -> tuple[Document, ...]:
+    """Docstrings of modules, classes and functions, one document a file."""
+    documents = []
+    for source in read_documents([library], "library", exclude=_is_left_out).documents:
+        try:
+            nodes = list(ast.walk(ast.parse(source.text)))
+        except (SyntaxError, ValueError):
+            continue
+        text = "\n\n".join(_docstrings_of(nodes))
+        if len(text) >= _SHORT_BYTES:
+            documents.append(Document(text=text, source="docstrings", name=source.name))
+    if not documents:
+        raise BadData("this Python has neither a language reference nor docstrings", "give text with --text DIR")
+    return tuple(documents)
+
+
+def _docstrings_of(nodes: Sequence[ast.AST]) -> list[str]:
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    found = (ast.get_docstring(node) for node in nodes if isinstance(node, kinds))
+    return [text for text in found if text]

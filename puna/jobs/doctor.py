@@ -1,0 +1,132 @@
+"""What this machine is and what it can do, measured; and the choices that follow.
+
+A 16-bit type is chosen for training only where its products run at least 1.3 times as fast as float32's: on many
+CPUs they are slower. Results are kept in the user's cache folder, keyed by processor, torch and threads.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from puna.errors import DiskFull, FormatError
+from puna.files import read_json, write_json
+from puna.training.config import Precision
+
+__all__ = ["DoctorResult", "choose_precision", "doctor"]
+
+GAIN_NEEDED = 1.3
+_ROWS, _WIDTH = 512, 2048
+_MIN_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorResult:
+    """What `puna doctor --json` prints. Rates are per second; gemm_flops by number of rows, for d_in = d_out = 2048."""
+
+    torch: str
+    processor: str
+    threads: int
+    memory_bytes: int
+    devices: list[str]
+    gemm_flops: dict[str, float]
+    gemm_flops_by_rows: dict[str, dict[str, float]]
+    read_bytes_per_second: float
+    chosen_precision: Precision
+
+
+def doctor(*, refresh: bool = False) -> DoctorResult:
+    """Measure this machine, or return what was measured before with the same processor, torch and threads."""
+    path = _cache_path()
+    if path is not None and path.exists() and not refresh:
+        try:
+            return DoctorResult(**read_json(path))
+        except (FormatError, TypeError):
+            pass  # written by another version: measure again
+    result = _measure()
+    if path is not None:
+        try:
+            write_json(path, asdict(result))
+        except DiskFull:
+            return result  # the cache is a convenience
+    return result
+
+
+def choose_precision(asked: str) -> Precision:
+    """The precision to train in: the one asked for, or for `auto` the one that doctor chose."""
+    return doctor().chosen_precision if asked == "auto" else asked  # type: ignore[return-value]
+
+
+def _measure() -> DoctorResult:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    by_rows = {name: {str(rows): _rate(name, rows, device) for rows in (1, 16, _ROWS)} for name in _KINDS}
+    gemm = {name: rates[str(_ROWS)] for name, rates in by_rows.items()}
+    return DoctorResult(
+        torch=torch.__version__,
+        processor=_processor(),
+        threads=torch.get_num_threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        devices=["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
+        gemm_flops=gemm,
+        gemm_flops_by_rows=by_rows,
+        read_bytes_per_second=_read_rate(device),
+        chosen_precision="bfloat16" if gemm["bfloat16"] >= GAIN_NEEDED * gemm["float32"] else "float32",
+    )
+
+
+_KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+
+
+def _rate(name: str, rows: int, device: torch.device) -> float:
+    """Operations per second of a (rows, 2048) x (2048, 2048) product; 0 where this machine has no such product."""
+    dtype = _KINDS[name]
+    x, w = (torch.ones(n, _WIDTH, device=device).to(dtype) for n in (rows, _WIDTH))
+    product: Callable[[], object] = (lambda: torch._int_mm(x, w.T)) if name == "int8" else (lambda: x @ w.T)
+    try:
+        seconds = _best_seconds(product, device)
+    except RuntimeError:
+        return 0.0
+    return 2 * rows * _WIDTH * _WIDTH / seconds
+
+
+def _read_rate(device: torch.device) -> float:
+    """Bytes per second of summing 512 MiB, more than any cache holds."""
+    block = torch.ones(1 << 27, device=device)
+    return block.nbytes / _best_seconds(block.sum, device)
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    best, until = float("inf"), time.perf_counter() + _MIN_SECONDS
+    while best == float("inf") or time.perf_counter() < until:
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags"))][:2]
+    return named[0] if named else platform.processor()
+
+
+def _cache_path() -> Path | None:
+    """Where results are kept; None where the user has no home folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    facts = [_processor(), platform.machine(), torch.__version__, torch.get_num_threads(), torch.cuda.is_available()]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return folder / "puna" / f"doctor-{key}.json"

@@ -1,0 +1,39 @@
+"""Where a job runs: device and threads, from what was asked."""
+
+import torch
+
+from puna.errors import UsageError
+
+__all__ = ["choose_device", "choose_dtype", "use_threads"]
+
+_DTYPES = {
+    "auto": torch.float32,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def choose_device(asked: str) -> torch.device:
+    """`auto` is the first CUDA device, else the CPU. Errors: UsageError where the device is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{asked}': {str(error).splitlines()[0]}", "puna doctor lists the devices") from None
+    return device
+
+
+def choose_dtype(precision: str) -> torch.dtype:
+    """The type that a model is loaded in to be used, not trained; `auto` is float32, exact everywhere."""
+    return _DTYPES[precision]
+
+
+def use_threads(threads: int) -> None:
+    """Set torch's CPU threads; 0 leaves its choice."""
+    if threads < 0:
+        raise UsageError(f"--threads: expected 0 or more, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)

@@ -1,0 +1,256 @@
+"""`puna plan`: what a model costs before anything is loaded. Imports no torch, so it answers at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from puna.arch.config import ModelConfig
+from puna.arch.modules import match_linears
+from puna.arch.presets import PRESETS, Generation, find_preset
+from puna.errors import UsageError, unknown_name
+from puna.jobs.quantities import parse_bytes
+from puna.planning import counting
+from puna.planning.compute import forward_flops, training_flops
+from puna.planning.fit import CardFit, Fit, fit_cards, fit_memory
+from puna.planning.memory import Memory, peak_memory
+from puna.planning.settings import Base, FullTraining, Inference, LoraTraining, Loss, Method, Settings
+from puna.weights.headers import read_config
+
+__all__ = ["Lora", "PlanFlops", "PlanResult", "PlanSettings", "PlansResult", "Traits", "plan"]
+
+DEFAULT_SEQ = 2048
+
+Model = str | Path | ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What distinguishes a generation; None where a model is no preset or nothing was published."""
+
+    generation: str | None
+    tokenizer: str | None
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    rope_base: float
+    context: int
+    training_tokens: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """An adapter's size; `per_module` counts one layer's Linears, `percent` is of the base's parameters."""
+
+    rank: int
+    parameters: int
+    percent: float
+    per_module: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFlops:
+    """Causal mean over the sequence; `train_per_token` is of the planned training, of full training where none is."""
+
+    forward_per_token: int
+    train_per_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """What the figures hold for; `train` is None for inference."""
+
+    train: str | None
+    rank: int
+    targets: tuple[str, ...]
+    base: Base
+    batch: int
+    seq: int
+    checkpointing: bool
+    loss: Loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanResult:
+    """What `puna plan MODEL --json` prints.
+
+    `embedding_parameters` counts the input table, `head_parameters` the output projection (0 when tied). With a memory
+    to fit, `settings`, `bytes` and `flops` are those found, `changed` says what differs from the wanted ones, and where
+    `fits` is false they are those of `smallest_bytes`, the smallest memory that would do. Else `fits` is None.
+    """
+
+    model: str
+    parameters: int
+    embedding_parameters: int
+    head_parameters: int
+    trainable_parameters: int
+    lora: Lora
+    bytes: Memory
+    kv_cache_bytes_per_token: int
+    flops: PlanFlops
+    fits: bool | None
+    memory_bytes: int | None
+    smallest_bytes: int | None
+    changed: tuple[str, ...]
+    settings: PlanSettings
+    traits: Traits
+    cards: tuple[CardFit, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlansResult:
+    """What `puna plan MODEL MODEL... --json` prints."""
+
+    plans: tuple[PlanResult, ...]
+
+
+def plan(
+    models: Model | Sequence[Model],
+    *,
+    seq: int | None = None,
+    batch: int = 1,
+    train: str | None = None,
+    rank: int = 16,
+    targets: str = "all",
+    base: Base | None = None,
+    checkpointing: bool = False,
+    loss: Loss = "chunked",
+    fit: str | int | None = None,
+    cards: bool = False,
+) -> PlanResult | PlansResult:
+    """Exact counts and a predicted peak; PlansResult for several models.
+
+    Args:   models: a preset's name, a path that read_config knows, or a ModelConfig; one or several.
+            seq: tokens of a sequence; None: 2048, or the model's context where that is shorter.
+            train: `full`, `lora` or None for inference.
+            base: how weights are stored; None: float32 for full training (bfloat16 on cards), else bfloat16.
+            fit: a memory in bytes or as text (`16GB`).
+            cards: add the table of common cards.
+    Errors: UsageError for a name, size or combination that does not exist.
+    """
+    several = [models] if isinstance(models, str | Path | ModelConfig) else list(models)
+    if not several:
+        raise UsageError("plan: expected at least one model, got none", "name a preset such as llama-3-8b")
+    lora = LoraTraining(rank=rank, targets=match_linears(targets))
+    method = _method(train, lora)
+    memory_bytes = parse_bytes(fit) if isinstance(fit, str) else fit
+    chosen: Base = base or ("float32" if isinstance(method, FullTraining) else "bfloat16")
+    results = []
+    for model in several:
+        name, config, generation = _read(model)
+        settings = Settings(
+            method=method,
+            seq=_sequence(name, config, seq),
+            batch=batch,
+            base=chosen,
+            checkpointing=checkpointing,
+            loss=loss,
+        )
+        card_settings = replace(settings, base=base or "bfloat16") if cards else None
+        results.append(_plan_one(name, config, generation, settings, lora, memory_bytes, card_settings))
+    return results[0] if len(results) == 1 else PlansResult(plans=tuple(results))
+
+
+def _plan_one(
+    name: str,
+    config: ModelConfig,
+    generation: Generation | None,
+    wanted: Settings,
+    lora: LoraTraining,
+    memory_bytes: int | None,
+    card_settings: Settings | None,
+) -> PlanResult:
+    if memory_bytes is None:
+        found = Fit(fits=True, settings=wanted, memory=peak_memory(config, wanted), changed=())
+    else:
+        found = fit_memory(config, wanted, memory_bytes)
+    parameters = counting.parameter_count(config)
+    adapter = counting.lora_parameters(config, lora.rank, lora.targets)
+    trainable = {"inference": 0, "full": parameters, "lora": adapter}[wanted.method.kind]
+    return PlanResult(
+        model=name,
+        parameters=parameters,
+        embedding_parameters=counting.embedding_parameters(config),
+        head_parameters=counting.head_parameters(config),
+        trainable_parameters=trainable,
+        lora=Lora(
+            rank=lora.rank,
+            parameters=adapter,
+            percent=100 * adapter / parameters,
+            per_module=counting.lora_per_module(config, lora.rank, lora.targets),
+        ),
+        bytes=found.memory,
+        kv_cache_bytes_per_token=counting.kv_cache_bytes_per_token(config, found.settings.compute_bytes),
+        flops=_flops(config, found.settings),
+        fits=None if memory_bytes is None else found.fits,
+        memory_bytes=memory_bytes,
+        smallest_bytes=None if found.fits else found.memory.total,
+        changed=found.changed,
+        settings=_settings(found.settings, lora),
+        traits=_traits(config, generation),
+        cards=None if card_settings is None else fit_cards(config, card_settings),
+    )
+
+
+def _read(model: Model) -> tuple[str, ModelConfig, Generation | None]:
+    if isinstance(model, ModelConfig):
+        return "config", model, None
+    if isinstance(model, str) and (model in PRESETS or not Path(model).exists()):
+        preset = find_preset(model)
+        return preset.name, preset.config, preset.generation
+    return str(model), read_config(Path(model)), None
+
+
+def _method(train: str | None, lora: LoraTraining) -> Method:
+    methods: dict[str | None, Method] = {None: Inference(), "full": FullTraining(), "lora": lora}
+    if train not in methods:
+        raise unknown_name("training", str(train), ("full", "lora"))
+    return methods[train]
+
+
+def _sequence(name: str, config: ModelConfig, seq: int | None) -> int:
+    if seq is None:
+        return min(DEFAULT_SEQ, config.max_seq_len)
+    if seq > config.max_seq_len:
+        raise UsageError(
+            f"seq: expected at most {name}'s context of {config.max_seq_len} tokens, got {seq}", "use a shorter --seq"
+        )
+    return seq
+
+
+def _flops(config: ModelConfig, settings: Settings) -> PlanFlops:
+    trained = settings
+    if isinstance(settings.method, Inference):
+        trained = replace(settings, method=FullTraining(), base="float32", checkpointing=False)
+    return PlanFlops(
+        forward_per_token=forward_flops(config, settings.seq).total // settings.seq,
+        train_per_token=training_flops(config, trained) // trained.tokens,
+    )
+
+
+def _settings(settings: Settings, lora: LoraTraining) -> PlanSettings:
+    kind = settings.method.kind
+    return PlanSettings(
+        train=None if kind == "inference" else kind,
+        rank=lora.rank,
+        targets=lora.targets,
+        base=settings.base,
+        batch=settings.batch,
+        seq=settings.seq,
+        checkpointing=settings.checkpointing,
+        loss=settings.loss,
+    )
+
+
+def _traits(config: ModelConfig, generation: Generation | None) -> Traits:
+    return Traits(
+        generation=generation.name if generation else None,
+        tokenizer=generation.tokenizer if generation else None,
+        vocabulary=config.vocab_size,
+        heads=config.n_heads,
+        kv_heads=config.n_kv_heads,
+        ffn=config.ffn_dim,
+        rope_base=config.rope_theta,
+        context=config.max_seq_len,
+        training_tokens=generation.training_tokens if generation else None,
+    )

@@ -1,0 +1,109 @@
+"""The tables of `puna plan` for people, as text cells: models side by side, and what fits on which card."""
+
+from collections.abc import Callable, Sequence
+
+from puna.jobs.plan import PlanResult
+from puna.jobs.quantities import format_bytes, format_count, format_seconds
+from puna.planning.hardware import UTILISATION
+
+__all__ = ["card_rows", "plan_rows"]
+
+Show = Callable[[PlanResult], str]
+
+
+def plan_rows(plans: Sequence[PlanResult]) -> list[tuple[str, tuple[str, ...]]]:
+    """A label, and one cell for each model. Rows that are empty for every model are left out."""
+    rows = [(label, tuple(show(result) for result in plans)) for label, show in (*_TRAITS, *_COUNTS, *_BYTES, *_END)]
+    return [(label, cells) for label, cells in rows if any(cells)]
+
+
+def card_rows(result: PlanResult) -> list[tuple[str, ...]]:
+    """Header first: card, memory, whether it fits, what must change for that, the peak, time per million tokens."""
+    limit = "bandwidth" if result.settings.train is None else f"{UTILISATION:.0%} of peak"
+    rows: list[tuple[str, ...]] = [("card", "memory", "fits", "changed", "peak", f"1M tokens, {limit}")]
+    for line in result.cards or ():
+        seconds = line.seconds_per_million_tokens
+        rows.append(
+            (
+                line.card,
+                format_bytes(line.memory_bytes),
+                "yes" if line.fits else "no, least:",
+                ", ".join(line.changed) or "as asked",
+                format_bytes(line.total_bytes),
+                "" if seconds is None else format_seconds(seconds),
+            )
+        )
+    return rows
+
+
+def _traits(name: str, show: Callable[[object], str] = str) -> Show:
+    def cell(result: PlanResult) -> str:
+        value = getattr(result.traits, name)
+        return "" if value is None else show(value)
+
+    return cell
+
+
+def _bytes(name: str) -> Show:
+    def cell(result: PlanResult) -> str:
+        size = getattr(result.bytes, name)
+        return format_bytes(size) if size else ""
+
+    return cell
+
+
+def _settings(result: PlanResult) -> str:
+    chosen = result.settings
+    words = [chosen.train or "inference", f"base {chosen.base}", f"{chosen.batch} x {chosen.seq} tokens"]
+    if chosen.train is not None:
+        words += ["checkpointing"] * chosen.checkpointing + [f"{chosen.loss} loss"]
+    return ", ".join(words)
+
+
+def _fits(result: PlanResult) -> str:
+    if result.fits is None:
+        return ""
+    if not result.fits:
+        return f"no: the smallest that would do is {format_bytes(result.bytes.total)}"
+    return "yes" + (f" with {', '.join(result.changed)}" if result.changed else "")
+
+
+_TRAITS: tuple[tuple[str, Show], ...] = (
+    ("generation", _traits("generation")),
+    ("tokenizer", _traits("tokenizer")),
+    ("vocabulary", _traits("vocabulary", "{:,}".format)),
+    ("heads", _traits("heads")),
+    ("kv heads", _traits("kv_heads")),
+    ("ffn", _traits("ffn", "{:,}".format)),
+    ("rope base", _traits("rope_base", "{:,.0f}".format)),
+    ("context", _traits("context", "{:,}".format)),
+    ("training tokens", _traits("training_tokens", lambda count: format_count(float(str(count))))),
+)
+_COUNTS: tuple[tuple[str, Show], ...] = (
+    ("parameters", lambda result: f"{result.parameters:,}"),
+    ("embedding + head", lambda result: f"{result.embedding_parameters + result.head_parameters:,}"),
+    (
+        "LoRA",
+        lambda result: f"{result.lora.parameters:,} ({result.lora.percent:.4f} %) at rank {result.lora.rank}",
+    ),
+    ("trained", lambda result: f"{result.trainable_parameters:,}" if result.trainable_parameters else ""),
+    ("cache per token", lambda result: f"{result.kv_cache_bytes_per_token:,} B"),
+    ("FLOPs per token, forward", lambda result: format_count(result.flops.forward_per_token)),
+    ("FLOPs per token, training", lambda result: format_count(result.flops.train_per_token)),
+    ("settings", _settings),
+)
+_BYTES: tuple[tuple[str, Show], ...] = tuple(
+    (label, _bytes(name))
+    for label, name in (
+        ("weights", "weights"),
+        ("adapters", "adapters"),
+        ("gradients", "gradients"),
+        ("optimizer", "optimizer"),
+        ("key-value cache", "kv_cache"),
+        ("activations", "activations"),
+        ("logits", "logits"),
+        ("runtime", "runtime"),
+        ("peak", "total"),
+    )
+)
+_END: tuple[tuple[str, Show], ...] = (("fits", _fits),)

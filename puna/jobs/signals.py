@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM while something must be saved first: the first one asks, a second one ends at once."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from puna.errors import Interrupted
+
+__all__ = ["StopRequest", "stop_request"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether a signal has asked to stop, and which."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signum is not None
+
+    def raise_if_asked(self, saved: str) -> None:
+        """Raise Interrupted, saying what was saved, if a signal came."""
+        if self.signum is not None:
+            raise Interrupted(f"stopped by {signal.Signals(self.signum).name}; saved {saved}", "", self.signum)
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Within the block a first signal only sets the request; on leaving, the old handlers are back."""
+    request = StopRequest()
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        if request:
+            os._exit(128 + signum)
+        request.signum = signum
+
+    previous = {signum: signal.signal(signum, handle) for signum in _SIGNALS}
+    try:
+        yield request
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,70 @@
+"""Floating-point operations, counted exactly; one multiplication and one addition are 2.
+
+    a Linear: 2 n d_in d_out     attention of a layer: 4 pairs h d_h, for q k^T and for P v
+    training: 3 x forward; + 1 x the layers when they are recomputed; frozen weights need no gradient: 2 x forward
+
+Norms, rotations, softmax and activations are not counted: below 1 % of a Llama's work. Source: docs/math.md section 3.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from puna.arch.config import ModelConfig
+from puna.arch.modules import linear_shapes
+from puna.planning.counting import lora_parameters
+from puna.planning.settings import FullTraining, Inference, Settings
+
+__all__ = ["ForwardFlops", "forward_flops", "training_flops"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardFlops:
+    """FLOPs of a forward pass by part: `linears` by name over all layers, the head, and attention over all layers."""
+
+    linears: dict[str, int]
+    head: int
+    attention: int
+
+    @property
+    def layers(self) -> int:
+        """All but the head."""
+        return sum(self.linears.values()) + self.attention
+
+    @property
+    def total(self) -> int:
+        """Everything counted."""
+        return self.layers + self.head
+
+
+def forward_flops(config: ModelConfig, seq: int, batch: int = 1, *, full_square: bool = False) -> ForwardFlops:
+    """FLOPs of reading `batch` sequences of `seq` tokens.
+
+    Args: full_square: attention as kernels without a causal skip compute it, every query with every key; else only the
+          pairs that the model's pattern makes visible.
+    """
+    pairs = seq * seq if full_square else config.pattern.attended(seq)
+    per_weight = 2 * batch * seq
+    return ForwardFlops(
+        linears={name: per_weight * config.n_layers * prod(shape) for name, shape in linear_shapes(config).items()},
+        head=per_weight * config.dim * config.vocab_size,
+        attention=4 * batch * pairs * config.q_dim * config.n_layers,
+    )
+
+
+def training_flops(config: ModelConfig, settings: Settings) -> int:
+    """FLOPs of one forward and backward pass over the batch; of the forward pass alone where nothing is trained.
+
+    LoRA: the frozen weights cost a product forward and one for the input's gradient, the adapter's factors three.
+    Recomputing the layers (checkpointing) repeats their forward pass; the head and the loss are not repeated.
+    """
+    forward = forward_flops(config, settings.seq, settings.batch)
+    method = settings.method
+    if isinstance(method, Inference):
+        return forward.total
+    recomputed = forward.layers if settings.checkpointing else 0
+    if isinstance(method, FullTraining):
+        return 3 * forward.total + recomputed
+    adapter = 2 * settings.tokens * lora_parameters(config, method.rank, method.targets)
+    recomputed += adapter if settings.checkpointing else 0
+    frozen = forward.total - forward.attention
+    return 2 * frozen + 3 * forward.attention + 3 * adapter + recomputed

@@ -1,0 +1,80 @@
+"""Parameters and cache bytes, counted from a config.
+
+    N_lin = L (2 d h d_h + 2 d g d_h + 3 d f);   parameters = N_lin + 2 L d + d + V d (x 2 if untied)
+    LoRA  = r L (sum of d_in + d_out over the target Linears of a layer);   cache = 2 L g d_h bytes per token and byte
+
+Source: docs/math.md section 3.
+"""
+
+from collections.abc import Iterable
+from math import prod
+
+from puna.arch.config import ModelConfig
+from puna.arch.modules import LINEARS, linear_path, linear_shapes
+
+__all__ = [
+    "embedding_parameters",
+    "head_parameters",
+    "kv_cache_bytes_per_token",
+    "linear_parameters",
+    "lora_parameters",
+    "lora_per_module",
+    "norm_parameters",
+    "parameter_count",
+    "parameter_shapes",
+]
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Every number that is stored; a tied head is stored once."""
+    return linear_parameters(config) + norm_parameters(config) + embedding_parameters(config) + head_parameters(config)
+
+
+def linear_parameters(config: ModelConfig) -> int:
+    """Those of the Linears inside the layers (N_lin)."""
+    return config.n_layers * sum(prod(shape) for shape in linear_shapes(config).values())
+
+
+def norm_parameters(config: ModelConfig) -> int:
+    """The gains of two norms for each layer and of the final one."""
+    return (2 * config.n_layers + 1) * config.dim
+
+
+def embedding_parameters(config: ModelConfig) -> int:
+    """The table of input vectors."""
+    return config.vocab_size * config.dim
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Those of the output projection; 0 where it is the embedding itself."""
+    return 0 if config.tied_embeddings else config.vocab_size * config.dim
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter under its name in the model; a tied head does not appear."""
+    linears = linear_shapes(config)
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, config.dim)}
+    for layer in range(config.n_layers):
+        shapes |= {f"{linear_path(layer, name)}.weight": shape for name, shape in linears.items()}
+        shapes[f"layers.{layer}.input_layernorm.weight"] = (config.dim,)
+        shapes[f"layers.{layer}.post_attention_layernorm.weight"] = (config.dim,)
+    shapes["norm.weight"] = (config.dim,)
+    if not config.tied_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, config.dim)
+    return shapes
+
+
+def lora_per_module(config: ModelConfig, rank: int, targets: Iterable[str] = LINEARS) -> dict[str, int]:
+    """What an adapter adds to each target Linear of one layer: rank (d_in + d_out)."""
+    shapes = linear_shapes(config)
+    return {name: rank * sum(shapes[name]) for name in targets}
+
+
+def lora_parameters(config: ModelConfig, rank: int, targets: Iterable[str] = LINEARS) -> int:
+    """What an adapter adds in all; independent of alpha."""
+    return config.n_layers * sum(lora_per_module(config, rank, targets).values())
+
+
+def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:
+    """Keys and values of one token in every layer."""
+    return 2 * config.n_layers * config.kv_dim * bytes_per_number

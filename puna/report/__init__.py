@@ -1,0 +1,1 @@
+"""Reports: figures from numbers, drawings of the model, and one self-contained HTML page."""

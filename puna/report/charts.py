@@ -1,0 +1,58 @@
+"""A figure from numbers, drawn by matplotlib as SVG whose text stays text.
+
+A chart is data; `draw_chart` draws it at a width, so that a page can hold a wide and a narrow form of the same numbers.
+Style after Tufte, The Visual Display of Quantitative Information (1983): no boxes, a thin grid, names beside the data.
+"""
+
+import io
+import warnings
+
+from markupsafe import Markup
+
+from puna.report.axes import SIZE, Axis, Reference
+from puna.report.bars import BarChart, Bars, draw_bars
+from puna.report.curves import LineChart, ScatterChart, Series, draw_curves
+from puna.report.svg import embed_svg, series_shade
+
+__all__ = [
+    "Axis",
+    "BarChart",
+    "Bars",
+    "Chart",
+    "LineChart",
+    "Reference",
+    "ScatterChart",
+    "Series",
+    "draw_chart",
+    "legend",
+]
+
+Chart = LineChart | ScatterChart | BarChart
+
+
+def draw_chart(chart: Chart, *, width: int, prefix: str, title: str) -> Markup:
+    """Draw a chart as inline SVG.
+
+    Args:    width: in CSS pixels, at which text has its natural size; prefix: of its ids; title: for screen readers.
+    """
+    import matplotlib
+
+    with (
+        matplotlib.rc_context(
+            {"svg.fonttype": "none", "svg.hashsalt": "puna", "font.size": SIZE, "text.parse_math": False}
+        ),
+        warnings.catch_warnings(),
+    ):
+        # The page's fonts draw the text, so it is no loss that matplotlib's own font lacks a character.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure = draw_bars(chart, width) if isinstance(chart, BarChart) else draw_curves(chart, width)
+        file = io.StringIO()
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    return embed_svg(file.getvalue(), prefix, title)
+
+
+def legend(chart: Chart) -> tuple[tuple[str, str], ...]:
+    """(colour name, text) of each series, where there are several to tell apart."""
+    names = [series.name for series in chart.series]
+    return tuple((series_shade(index), name) for index, name in enumerate(names)) if len(names) > 1 else ()

@@ -1,0 +1,1 @@
+"""Documents: gathered from files, split, mixed. Nothing here imports torch."""

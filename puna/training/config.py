@@ -1,0 +1,112 @@
+"""The settings of a training run, checked at construction."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from puna.errors import UsageError
+
+__all__ = ["Budget", "Done", "Precision", "StepBudget", "TimeBudget", "TokenBudget", "TrainingConfig"]
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """How far a run has come; seconds are of training alone, over all its sittings."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBudget:
+    """Train for so many optimizer steps. Reproducible to the bit."""
+
+    kind: Literal["steps"] = "steps"
+    steps: int
+
+    def __post_init__(self) -> None:
+        _positive("steps", self.steps)
+
+    def progress(self, done: Done) -> float:
+        """Share of the budget that is used, 0 to 1."""
+        return done.steps / self.steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBudget:
+    """Train on so many tokens; the last step may pass it. Reproducible to the bit."""
+
+    kind: Literal["tokens"] = "tokens"
+    tokens: int
+
+    def __post_init__(self) -> None:
+        _positive("tokens", self.tokens)
+
+    def progress(self, done: Done) -> float:
+        """Share of the budget that is used, 0 to 1."""
+        return done.tokens / self.tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeBudget:
+    """Train for so many seconds. The number of steps, and so the result, depends on the machine."""
+
+    kind: Literal["seconds"] = "seconds"
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _positive("seconds", self.seconds)
+
+    def progress(self, done: Done) -> float:
+        """Share of the budget that is used, 0 to 1."""
+        return done.seconds / self.seconds
+
+
+Budget = StepBudget | TokenBudget | TimeBudget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Sizes are in sequences and tokens, shares run from 0 to 1."""
+
+    budget: Budget
+    batch: int = 8
+    micro_batch: int = 8
+    seq: int = 256
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 0.05
+    warmup: float = 0.05
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    precision: Precision = "float32"
+    isolate_documents: bool = False
+    validate_every: int = 100
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "micro_batch", "seq", "validate_every", "checkpoint_every", "learning_rate", "clip"):
+            _positive(f"training.{name}", getattr(self, name))
+        for name in ("warmup", "final_learning_rate", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"training.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        if self.batch % self.micro_batch and self.batch > self.micro_batch:
+            raise UsageError(
+                f"training.micro_batch: expected a divisor of batch = {self.batch}, got {self.micro_batch}",
+                "a step is cut into equal micro-batches",
+            )
+        if self.keep_checkpoints < 2:
+            raise UsageError(
+                f"training.keep_checkpoints: expected at least 2, got {self.keep_checkpoints}",
+                "the one before the last survives a damaged last one",
+            )
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise UsageError(f"{name}: expected more than 0, got {value}")

@@ -1,0 +1,138 @@
+"""The one training loop: pretraining, adaptation and healing differ in what is trainable and in the data, not here.
+
+The loop knows no files and no screen. What it reports goes to observers as frozen events; saving and validating are
+functions that the job passes in.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch.optim import Optimizer
+
+from puna.model.llama import Llama
+from puna.training.batches import BatchSource
+from puna.training.checkpoint import TrainState
+from puna.training.config import Done, TrainingConfig
+from puna.training.schedule import learning_rate
+from puna.training.step import StepOutcome, train_step
+
+__all__ = ["Event", "LoopHooks", "Observer", "StepEvent", "ValidationEvent", "run_loop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """One optimizer step: nats are the mean over its targets, before the update."""
+
+    step: int
+    tokens: int
+    nats: float
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    progress: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationEvent:
+    """Mean nats on held-out text after a step."""
+
+    step: int
+    tokens: int
+    nats: float
+
+
+Event = StepEvent | ValidationEvent
+Observer = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopHooks:
+    """What a job does around the steps.
+
+    validate:    mean nats on held-out text.
+    save:        write a checkpoint of this state.
+    should_stop: whether a signal asked to stop; looked at after every step.
+    """
+
+    validate: Callable[[], float]
+    save: Callable[[TrainState], None]
+    should_stop: Callable[[], bool]
+
+
+def run_loop(
+    model: Llama,
+    optimizer: Optimizer,
+    source: BatchSource,
+    config: TrainingConfig,
+    state: TrainState,
+    hooks: LoopHooks,
+    observers: Sequence[Observer] = (),
+) -> TrainState:
+    """Train until the budget is used or a stop is asked for; return the state after the last finished step, saved.
+
+    Errors: NonFiniteLoss; the last checkpoint stands.
+    """
+    started_at, step_seconds, finished = state.done.steps, 0.0, config.budget.progress(state.done) >= 1
+    while not (finished or hooks.should_stop()):
+        started = time.monotonic()
+        rate = learning_rate(config, config.budget.progress(_expected(state.done, config, step_seconds)))
+        batches = source.batches(state.done.steps)
+        outcome = train_step(model, optimizer, batches, rate=rate, clip=config.clip, precision=config.precision)
+        step_seconds = time.monotonic() - started
+        state = _after(state, outcome, step_seconds)
+        progress = config.budget.progress(state.done)
+        finished = progress >= 1
+        _tell(observers, _step_event(state, outcome, rate, progress))
+        if finished or state.done.steps % config.validate_every == 0:
+            state = _validate(state, hooks, observers)
+        if finished or state.done.steps % config.checkpoint_every == 0:
+            hooks.save(state)
+    if not finished and state.done.steps > started_at:
+        hooks.save(state)
+    return state
+
+
+def _expected(done: Done, config: TrainingConfig, step_seconds: float) -> Done:
+    """Where the run will stand after the coming step."""
+    tokens = config.batch * config.seq
+    return Done(steps=done.steps + 1, tokens=done.tokens + tokens, seconds=done.seconds + step_seconds)
+
+
+def _after(state: TrainState, outcome: StepOutcome, seconds: float) -> TrainState:
+    done = state.done
+    return replace(
+        state,
+        done=Done(
+            steps=done.steps + 1,
+            tokens=done.tokens + outcome.targets,
+            seconds=done.seconds + seconds,
+        ),
+        first_nats=outcome.nats if state.first_nats is None else state.first_nats,
+        last_nats=outcome.nats,
+    )
+
+
+def _step_event(state: TrainState, outcome: StepOutcome, rate: float, progress: float) -> StepEvent:
+    return StepEvent(
+        step=state.done.steps,
+        tokens=state.done.tokens,
+        nats=outcome.nats,
+        learning_rate=rate,
+        gradient_norm=outcome.gradient_norm,
+        seconds=state.done.seconds,
+        progress=min(1.0, progress),
+    )
+
+
+def _validate(state: TrainState, hooks: LoopHooks, observers: Sequence[Observer]) -> TrainState:
+    nats = hooks.validate()
+    _tell(observers, ValidationEvent(step=state.done.steps, tokens=state.done.tokens, nats=nats))
+    if state.best_validation_nats is not None and state.best_validation_nats <= nats:
+        return replace(state, validation_nats=nats)
+    return replace(state, validation_nats=nats, best_validation_nats=nats, best_step=state.done.steps)
+
+
+def _tell(observers: Sequence[Observer], event: Event) -> None:
+    for observer in observers:
+        observer(event)

@@ -1,0 +1,73 @@
+"""One optimizer step: the gradient of the mean over all kept targets of all its micro-batches, then the update.
+
+    gradient = sum over micro-batches, sum over targets / N,  N = kept targets of the whole step
+
+so that the split into micro-batches changes nothing but rounding. A gradient that is not finite never lands.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from puna.errors import BadData, NonFiniteLoss
+from puna.model.batch import Batch
+from puna.model.llama import Llama
+from puna.model.loss import Nats, chunked_nats
+from puna.training.config import Precision
+
+__all__ = ["StepOutcome", "autocast", "batch_nats", "train_step"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """What one step saw: mean nats, how many targets, the gradient's norm before clipping."""
+
+    nats: float
+    targets: int
+    gradient_norm: float
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Products in the given precision; weights, norms, softmax, angles and loss stay float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def batch_nats(model: Llama, batch: Batch) -> Nats:
+    """Differentiable nats of a batch's kept targets."""
+    hidden_BTD = model.hidden(batch.ids_BT, batch.positions_BT, batch.documents_BT)
+    return chunked_nats(model.lm_head, hidden_BTD, batch.targets_BT, batch.keep_BT)
+
+
+def train_step(
+    model: Llama, optimizer: Optimizer, batches: Sequence[Batch], *, rate: float, clip: float, precision: Precision
+) -> StepOutcome:
+    """Change the trainable parameters once. Errors: NonFiniteLoss, before anything is changed."""
+    targets = sum(batch.targets for batch in batches)
+    if targets == 0:
+        raise BadData(
+            "a step without a single target to learn", "check the records: is every answer masked or cut off?"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for batch in batches:
+        with autocast(precision, batch.ids_BT.device):
+            nats = batch_nats(model, batch)
+        (nats.sum / targets).backward()
+        total += float(nats.sum.detach())
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(weights, clip, foreach=True))
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteLoss(
+            f"loss {total / targets} with gradient norm {norm}; the update was not applied",
+            "lower the learning rate, or look at the data of this step",
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return StepOutcome(nats=total / targets, targets=targets, gradient_norm=norm)

@@ -1,0 +1,275 @@
+"""config.json <-> ModelConfig: Hugging Face's keys for a Llama, and a `puna` section for what LlamaForCausalLM is not.
+
+RoPE stands in two forms, `rope_parameters` (new) and `rope_theta` with `rope_scaling` (old): both are written, either is
+read, and where both stand they must agree. What would change the numbers and is not computed here is refused by name.
+Format: docs/formats.md 1.1 and 7; oracle: transformers 5.23.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from puna.arch.config import ModelConfig
+from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling, RopeScaling
+from puna.errors import FormatError, UsageError
+from puna.weights.names import Int8Entry, LinearEntry, LowRankEntry
+from puna.weights.strict_json import JsonObject
+
+__all__ = ["CheckpointConfig", "config_from_json", "config_to_json", "token_ids"]
+
+_CLASSES = {"llama": "LlamaForCausalLM", "puna": "PunaForCausalLM"}
+_PARTS = {
+    "norm": "rms",
+    "norm_placement": "pre",
+    "position": "rope",
+    "attention": "causal",
+    "ffn": "swiglu",
+    "embedding": "dense",
+}
+_ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_REFUSED = ("sliding_window", "quantization_config", "partial_rotary_factor", "original_max_position_embeddings")
+_KNOWN = {
+    *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"),
+    *("tie_word_embeddings", "attention_bias", "mlp_bias", "initializer_range", "hidden_act", "rope_parameters"),
+    *("rope_theta", "rope_scaling", "dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("attention_dropout", "use_cache", "pretraining_tp", "auto_map", "puna", *_REFUSED),
+    *("transformers_version", "_name_or_path", "return_dict", "output_attentions", "output_hidden_states"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """What a config.json says; `linears` lists what is not stored as one dense matrix."""
+
+    format: Literal["hf", "puna"]
+    model: ModelConfig
+    linears: tuple[LinearEntry, ...]
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    dtype: str | None
+    notices: tuple[str, ...]
+
+
+def config_to_json(
+    config: ModelConfig,
+    *,
+    bos_id: int | None,
+    eos_ids: Sequence[int],
+    dtype: str,
+    linears: Sequence[LinearEntry] = (),
+    record: Mapping[str, object] | None = None,
+) -> dict[str, Any]:
+    """The config.json of a model. `record` says where a compressed one came from; it needs `linears` to stand in."""
+    kind = "puna" if linears else "llama"
+    rope = _rope_to_json(config.rope_scaling)
+    return {
+        "architectures": [_CLASSES[kind]],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn_dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if isinstance(config.rope_scaling, NoScaling) else rope,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "bos_token_id": bos_id,
+        "eos_token_id": list(eos_ids) if len(eos_ids) > 1 else next(iter(eos_ids), None),
+        "pad_token_id": None,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "pretraining_tp": 1,
+    } | ({"puna": _puna_section(linears, record)} if linears else {})
+
+
+def config_from_json(record: JsonObject) -> CheckpointConfig:
+    """Read the object of a config.json. Errors: FormatError naming the key."""
+    kind = record.one_of("model_type", _CLASSES, expected="llama", hint="only models of the Llama family are read")
+    if record.values.get("architectures") != [_CLASSES[kind]]:
+        raise record.refuse("architectures", f'["{_CLASSES[kind]}"], as model_type says')
+    _refuse_what_we_lack(record)
+    model = _model_config(record)
+    return CheckpointConfig(
+        format="puna" if kind == "puna" else "hf",
+        model=model,
+        linears=_read_puna_section(record, kind),
+        bos_id=next(iter(token_ids(record, "bos_token_id", model.vocab_size)), None),
+        eos_ids=token_ids(record, "eos_token_id", model.vocab_size),
+        dtype=_dtype(record),
+        notices=_notices(record),
+    )
+
+
+def token_ids(record: JsonObject, key: str, vocab_size: int) -> tuple[int, ...]:
+    """The ids under a key that may hold one, a list of them, null or nothing."""
+    value = record.values.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+        raise record.refuse(key, f"ids below the vocabulary's size {vocab_size}")
+    return tuple(ids)
+
+
+def _model_config(record: JsonObject) -> ModelConfig:
+    dim, heads = record.integer("hidden_size"), record.integer("num_attention_heads")
+    if "head_dim" not in record.values and dim % heads:
+        raise record.refuse("head_dim", f"a width, since {heads} heads do not divide {dim}")
+    try:
+        return ModelConfig(
+            vocab_size=record.integer("vocab_size"),
+            dim=dim,
+            n_layers=record.integer("num_hidden_layers"),
+            n_heads=heads,
+            n_kv_heads=record.integer("num_key_value_heads", heads),
+            head_dim=record.integer("head_dim", dim // heads),
+            ffn_dim=record.integer("intermediate_size"),
+            max_seq_len=record.integer("max_position_embeddings"),
+            rope_theta=_rope_theta(record),
+            rope_scaling=_rope_scaling(record),
+            norm_eps=record.number("rms_norm_eps", 1e-6),
+            tied_embeddings=record.flag("tie_word_embeddings", default=False),
+        )
+    except UsageError as error:
+        raise FormatError(record.path, "config", "the numbers of a Llama", error.message, error.hint) from None
+
+
+def _refuse_what_we_lack(record: JsonObject) -> None:
+    if record.values.get("hidden_act", "silu") != "silu":
+        raise record.refuse("hidden_act", "silu", "other gates are not supported yet")
+    for key in ("attention_bias", "mlp_bias"):
+        if record.flag(key, default=False):
+            raise record.refuse(key, "false", "Linears with a bias are not supported")
+    for key in _REFUSED:
+        if record.values.get(key) is not None:
+            raise record.refuse(key, "null or nothing", f"models with {key} are not supported")
+
+
+def _rope_theta(record: JsonObject) -> float:
+    """RoPE's base from every place where one may stand; they must agree. Absent: 10000, Hugging Face's default."""
+    places = [record, *_rope_objects(record)]
+    found = {place.prefix: place.number("rope_theta") for place in places if "rope_theta" in place.values}
+    if len(set(found.values())) > 1:
+        raise record.refuse("rope_theta", f"one value in all of {sorted(found)}", "the old and the new keys disagree")
+    return next(iter(found.values()), 10_000.0)
+
+
+def _rope_scaling(record: JsonObject) -> RopeScaling:
+    found = [_read_scaling(place) for place in _rope_objects(record)]
+    if "rope_scaling" in record.values and record.values["rope_scaling"] is None:
+        found.append(NoScaling())
+    if any(scaling != found[0] for scaling in found):
+        raise record.refuse("rope_scaling", "the same as rope_parameters", "the old and the new keys disagree")
+    return found[0] if found else NoScaling()
+
+
+def _rope_objects(record: JsonObject) -> list[JsonObject]:
+    is_scaled = record.values.get("rope_scaling") is not None
+    present = [("rope_parameters", "rope_parameters" in record.values), ("rope_scaling", is_scaled)]
+    return [record.child(key) for key, is_present in present if is_present]
+
+
+def _read_scaling(rope: JsonObject) -> RopeScaling:
+    key = "rope_type" if "rope_type" in rope.values else "type"
+    kind = rope.one_of(
+        key, _ROPE_KEYS, expected=f"one of {', '.join(_ROPE_KEYS)}", hint="other kinds, yarn too, are not supported yet"
+    )
+    if rope.values.get("type", kind) != kind:
+        raise rope.refuse("type", f"{kind}, as rope_type says")
+    rope.only("rope_type", "type", "rope_theta", *_ROPE_KEYS[kind])
+    if kind == "default":
+        return NoScaling()
+    if kind == "linear":
+        return LinearScaling(factor=rope.number("factor"))
+    return Llama3Scaling(
+        factor=rope.number("factor"),
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+        original_max_seq_len=rope.integer("original_max_position_embeddings"),
+    )
+
+
+def _rope_to_json(scaling: RopeScaling) -> dict[str, Any]:
+    match scaling:
+        case NoScaling():
+            return {"rope_type": "default"}
+        case LinearScaling():
+            return {"rope_type": "linear", "factor": scaling.factor}
+        case Llama3Scaling():
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_seq_len,
+            }
+
+
+def _dtype(record: JsonObject) -> str | None:
+    found = [record.values[key] for key in ("dtype", "torch_dtype") if key in record.values]
+    if not all(value is None or isinstance(value, str) for value in found):
+        raise record.refuse("dtype", "the name of a type")
+    if any(value != found[0] for value in found):
+        raise record.refuse("dtype", f"the same as torch_dtype, {found[1]!r}")
+    return found[0] if found else None
+
+
+def _notices(record: JsonObject) -> tuple[str, ...]:
+    unknown = sorted(record.values.keys() - _KNOWN)
+    notices = []
+    if "auto_map" in record.values:
+        notices.append(f"{record.path}: auto_map is ignored: no code from a checkpoint is ever run")
+    if unknown:
+        notices.append(f"{record.path}: keys without a meaning here are ignored: {', '.join(unknown[:20])}")
+    return tuple(notices)
+
+
+def _puna_section(linears: Sequence[LinearEntry], record: Mapping[str, object] | None) -> dict[str, Any]:
+    parts = {part: {"kind": kind} for part, kind in _PARTS.items()}
+    origin = {} if record is None else {"compression": dict(record)}
+    return {"schema": 1, **parts, "linears": [asdict(entry) for entry in linears], **origin}
+
+
+def _read_puna_section(record: JsonObject, kind: str) -> tuple[LinearEntry, ...]:
+    if kind == "llama":
+        if "puna" in record.values:
+            raise record.refuse("puna", "nothing: a plain Llama has no such section")
+        return ()
+    section = record.child("puna")
+    section.only("schema", *_PARTS, "linears", "compression")
+    if section.integer("schema") != 1:
+        raise section.refuse("schema", "1", "written by a newer version?")
+    for part, known in _PARTS.items():
+        variant = section.child(part)
+        variant.only("kind")
+        variant.one_of("kind", (known,), expected=known)
+    entries = [_read_entry(section.nested("linears", value)) for value in section.items("linears")]
+    if len({entry.path for entry in entries}) < len(entries):
+        raise section.refuse("linears", "each path once")
+    return tuple(entries)
+
+
+def _read_entry(entry: JsonObject) -> LinearEntry:
+    kind = entry.one_of("kind", ("low_rank", "int8"), expected="low_rank or int8")
+    path = entry.values.get("path")
+    if not isinstance(path, str):
+        raise entry.refuse("path", "the path of a Linear")
+    if kind == "int8":
+        entry.only("kind", "path")
+        return Int8Entry(path=path)
+    entry.only("kind", "path", "rank")
+    return LowRankEntry(path=path, rank=entry.integer("rank"))

@@ -1,0 +1,38 @@
+"""puna weights show: the same numbers whatever holds the model, and no torch."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+
+from puna.arch.presets import PRESETS
+from puna.errors import FormatError
+from puna.jobs.show import show
+from puna.weights.folder import save_folder
+
+
+def test_a_folder_shows_its_config_and_every_tensor(tiny, tmp_path):
+    save_folder(tiny, tmp_path / "run" / "model")
+    result = show(tmp_path / "run")
+    assert (result.format, result.config) == ("hf", asdict(tiny.config))
+    assert result.parameters == sum(weight.numel() for weight in tiny.parameters())
+    assert sum(row.bytes for row in result.tensors) == 4 * result.parameters
+    assert {row.dtype for row in result.tensors} == {"F32"}
+    bare = show(tmp_path / "run" / "model" / "config.json")
+    assert (bare.format, bare.parameters, bare.tensors) == ("config", result.parameters, ())
+
+
+def test_a_preset_shows_its_count():
+    assert show("llama-3-8b").parameters == 8_030_261_248
+    assert show("llama-3-8b").config == asdict(PRESETS["llama-3-8b"].config)
+
+
+def test_nothing_there_is_refused(tmp_path):
+    with pytest.raises(FormatError):
+        show(tmp_path / "absent")
+
+
+def test_no_torch_is_imported():
+    code = "import sys; from puna.jobs.show import show; show('tiny'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,40 @@
+"""The pre-norm residual block. math.md 1.9."""
+
+import torch
+from torch import Tensor, nn
+
+from puna.model.block import Block
+from puna.model.llama import Llama
+from puna.model.positions import rope_angles
+
+
+def angles(model: Llama, tokens: int) -> tuple[Tensor, Tensor]:
+    return rope_angles(model.frequencies_P, torch.arange(tokens)[None])
+
+
+def stream(model: Llama) -> Tensor:
+    return torch.randn(2, 7, model.config.dim, generator=torch.Generator().manual_seed(3))
+
+
+def test_a_block_whose_outputs_are_zero_is_the_identity(tiny: Llama) -> None:
+    block, x = tiny.layers[0], stream(tiny)
+    assert isinstance(block, Block)
+    nn.init.zeros_(block.self_attn.o_proj.weight)
+    nn.init.zeros_(block.mlp.down_proj.weight)
+    assert torch.equal(block(x, *angles(tiny, 7), None, None), x)
+
+
+def test_each_half_reads_its_own_norm_and_adds_to_the_stream(tiny: Llama) -> None:
+    block, x = tiny.layers[1], stream(tiny)
+    u = x + block.self_attn(block.input_layernorm(x), *angles(tiny, 7), None, None)
+    y = u + block.mlp(block.post_attention_layernorm(u))
+    torch.testing.assert_close(block(x, *angles(tiny, 7), None, None), y, rtol=1e-5, atol=1e-5)
+    assert (y - x).abs().mean() > 0.1
+
+
+def test_without_its_attention_a_block_treats_every_token_alone(tiny: Llama) -> None:
+    block, x = tiny.layers[0], stream(tiny)
+    nn.init.zeros_(block.self_attn.o_proj.weight)
+    whole = block(x, *angles(tiny, 7), None, None)
+    alone = torch.cat([block(x[:, t : t + 1], *angles(tiny, 1), None, None) for t in range(7)], dim=1)
+    torch.testing.assert_close(whole, alone, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,44 @@
+"""Linears that share an input give the same numbers and gradients whether they multiply as one or one by one."""
+
+import torch
+from torch import Tensor, nn
+
+from puna.model.linears.group import project_together
+from puna.model.linears.low_rank import LowRankLinear
+
+
+def three() -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    torch.manual_seed(0)
+    a, b, c = (nn.Linear(12, width, bias=False).double() for width in (8, 4, 6))
+    return a, b, c
+
+
+def inputs() -> Tensor:
+    return torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_together_equals_separately_in_values_and_gradients() -> None:
+    linears, x = three(), inputs().requires_grad_()
+    leaves = (x, *(linear.weight for linear in linears))
+    together, apart = project_together(x, *linears), tuple(linear(x) for linear in linears)
+    upstream = [torch.randn_like(y) for y in apart]
+    for got, expected in zip(together, apart, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    gradients = (torch.autograd.grad(outputs, leaves, upstream) for outputs in (together, apart))
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_without_autograd_the_values_are_the_same() -> None:
+    linears, x = three(), inputs()
+    with torch.no_grad():
+        for got, linear in zip(project_together(x, *linears), linears, strict=True):
+            torch.testing.assert_close(got, linear(x), rtol=0, atol=0)
+
+
+def test_one_member_of_another_kind_keeps_its_own_forward_pass() -> None:
+    a, _, c = three()
+    thin = LowRankLinear(torch.randn(4, 2, dtype=torch.float64), torch.randn(2, 12, dtype=torch.float64))
+    x = inputs()
+    for got, linear in zip(project_together(x, a, thin, c), (a, thin, c), strict=True):
+        torch.testing.assert_close(got, linear(x), rtol=1e-10, atol=1e-12)

@@ -1,0 +1,101 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from puna.arch.modules import LINEARS, linear_paths
+from puna.arch.presets import PRESETS
+from puna.model.linears.lora import LoraLinear, LoraSettings
+from puna.model.llama import Llama
+from puna.model.surgery import get_linear, replace_linear
+from puna.planning.compute import forward_flops, training_flops
+from puna.planning.counting import linear_parameters, lora_parameters
+from puna.planning.settings import FullTraining, Inference, LoraTraining, Settings
+
+TINY = PRESETS["tiny"].config
+EIGHT = PRESETS["llama-3-8b"].config
+BATCH, SEQ = 2, 48
+
+
+def counted(step):
+    """(products of Linears, products of attention) by torch's own counter, attention in its plain form."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    counts = {str(operation): flops for operation, flops in counter.get_flop_counts()["Global"].items()}
+    attention = counts.pop("aten.bmm")
+    return sum(counts.values()), attention
+
+
+def ids():
+    return torch.randint(0, TINY.vocab_size, (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
+
+
+def test_forward_equals_torchs_counter():
+    planned = forward_flops(TINY, SEQ, BATCH, full_square=True)
+    linear, attention = counted(lambda: Llama(TINY)(ids()))
+    assert linear == sum(planned.linears.values()) + planned.head
+    assert attention == planned.attention
+
+
+def test_training_equals_torchs_counter():
+    model, planned = Llama(TINY), forward_flops(TINY, SEQ, BATCH, full_square=True)
+    linear, attention = counted(lambda: model(ids()).sum().backward())
+    assert linear == 3 * (sum(planned.linears.values()) + planned.head)
+    assert attention == 3 * planned.attention
+
+
+def test_lora_training_equals_torchs_counter():
+    model = Llama(TINY).requires_grad_(False)
+    for path in list(linear_paths(TINY)):
+        replace_linear(model, path, LoraLinear(get_linear(model, path), LoraSettings(rank=4, alpha=4, targets=LINEARS)))
+    model.embed_tokens.weight.requires_grad_(True)  # so that the first layer, too, forms its input's gradient
+    model.lm_head = torch.nn.Linear(TINY.dim, TINY.vocab_size, bias=False).requires_grad_(False)
+    linear, attention = counted(lambda: model(ids()).sum().backward())
+    planned = training_flops(TINY, settings(LoraTraining(rank=4)))
+    square, causal = (forward_flops(TINY, SEQ, BATCH, full_square=whole).attention for whole in (True, False))
+    assert linear + attention == planned + 3 * (square - causal)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17, 64])
+def test_causal_attention_equals_a_count_of_pairs(tokens):
+    pairs = sum(TINY.pattern.allows(query, key) for query in range(tokens) for key in range(tokens))
+    assert forward_flops(TINY, tokens).attention == TINY.n_layers * pairs * 4 * TINY.n_heads * TINY.head_dim
+
+
+def test_a_batch_costs_its_sequences():
+    assert forward_flops(TINY, SEQ, 3).total == 3 * forward_flops(TINY, SEQ).total
+
+
+@pytest.mark.parametrize(("tokens", "giga"), [(2048, 15.546), (8192, 17.157)])
+def test_8b_costs_what_the_reference_says(tokens, giga):
+    total = forward_flops(EIGHT, tokens).total
+    assert total % tokens == 0
+    assert total / tokens / 1e9 == pytest.approx(giga, abs=5e-4)
+    assert training_flops(EIGHT, settings(FullTraining(), tokens, 1)) == 3 * total
+
+
+def test_recomputing_repeats_the_layers_but_not_the_head():
+    plain = settings(FullTraining())
+    extra = training_flops(TINY, replace(plain, checkpointing=True)) - training_flops(TINY, plain)
+    forward = forward_flops(TINY, SEQ, BATCH)
+    assert extra == forward.total - forward.head
+
+
+def test_lora_skips_the_gradients_of_frozen_weights():
+    tokens = 2048
+    flops = training_flops(EIGHT, settings(LoraTraining(rank=16), tokens, 1))
+    frozen = 4 * (linear_parameters(EIGHT) + EIGHT.vocab_size * EIGHT.dim)
+    attention = 3 * forward_flops(EIGHT, tokens).attention // tokens
+    adapters = 6 * lora_parameters(EIGHT, 16)
+    assert flops == tokens * (frozen + attention + adapters)
+    assert [round(part / 1e9, 2) for part in (frozen, attention, adapters)] == [30.02, 1.61, 0.25]
+
+
+def test_inference_costs_one_forward_pass():
+    assert training_flops(TINY, settings(Inference())) == forward_flops(TINY, SEQ, BATCH).total
+
+
+def settings(method, seq=SEQ, batch=BATCH):
+    return Settings(method=method, seq=seq, batch=batch, base="float32")

@@ -1,0 +1,86 @@
+from dataclasses import replace
+
+import pytest
+
+from puna.arch.presets import PRESETS
+from puna.planning.fit import fit_cards, fit_memory
+from puna.planning.hardware import CARDS
+from puna.planning.memory import peak_memory
+from puna.planning.settings import FullTraining, Inference, LoraTraining, Settings
+
+EIGHT = PRESETS["llama-3-8b"].config
+LORA = Settings(method=LoraTraining(), seq=2048, batch=4, base="bfloat16", loss="naive")
+METHODS = [LORA, replace(LORA, method=Inference()), replace(LORA, method=FullTraining())]
+
+
+@pytest.mark.parametrize("wanted", METHODS, ids=lambda wanted: wanted.method.kind)
+@pytest.mark.parametrize("memory", [4, 8, 14, 16, 18, 24, 40, 80, 141, 200])
+def test_what_is_said_to_fit_fits_and_what_is_not_cannot(wanted, memory):
+    found = fit_memory(EIGHT, wanted, memory * 10**9)
+    assert found.memory == peak_memory(EIGHT, found.settings)
+    assert found.fits == (found.memory.total <= memory * 10**9)
+    if not found.fits:
+        assert fit_memory(EIGHT, wanted, found.memory.total).fits
+        assert not fit_memory(EIGHT, wanted, found.memory.total - 1).fits
+
+
+def test_nothing_changes_where_the_wish_fits():
+    found = fit_memory(EIGHT, LORA, 10**12)
+    assert found.settings == LORA
+    assert found.changed == ()
+
+
+def test_the_free_change_comes_first_then_time_then_precision_then_size():
+    needs = [
+        peak_memory(EIGHT, settings).total
+        for settings in (
+            replace(LORA, loss="chunked"),
+            replace(LORA, loss="chunked", checkpointing=True),
+            replace(LORA, loss="chunked", checkpointing=True, base="int8"),
+            replace(LORA, loss="chunked", checkpointing=True, base="nf4", batch=2),
+        )
+    ]
+    changes = [fit_memory(EIGHT, LORA, need).changed for need in needs]
+    assert changes == [
+        ("loss: naive -> chunked",),
+        ("checkpointing: off -> on", "loss: naive -> chunked"),
+        ("base: bfloat16 -> int8", "checkpointing: off -> on", "loss: naive -> chunked"),
+        ("batch: 4 -> 2", "base: bfloat16 -> nf4", "checkpointing: off -> on", "loss: naive -> chunked"),
+    ]
+
+
+def test_full_training_never_quantises_and_inference_never_recomputes():
+    assert fit_memory(EIGHT, METHODS[2], 0).settings.base == "bfloat16"
+    assert not fit_memory(EIGHT, METHODS[1], 0).settings.checkpointing
+
+
+def test_a_larger_card_never_fits_less():
+    for wanted in METHODS:
+        fits = [line.fits for line in fit_cards(EIGHT, wanted)]
+        assert fits == sorted(fits)
+        assert len(fits) == len(CARDS)
+
+
+def test_adapting_8b_takes_nf4_on_8_gb_and_16_bits_on_24():
+    lines = {line.card: line for line in fit_cards(EIGHT, replace(LORA, batch=1, loss="chunked"))}
+    assert lines["RTX 4060"].fits
+    assert "base: bfloat16 -> nf4" in lines["RTX 4060"].changed
+    assert lines["RTX 4090"].changed == ("checkpointing: off -> on",)
+
+
+def test_a_million_tokens_take_their_flops_over_the_usable_rate():
+    h200 = next(line for line in fit_cards(EIGHT, replace(LORA, batch=1)) if line.card == "H200")
+    assert h200.changed == ()
+    assert h200.seconds_per_million_tokens == pytest.approx(31.87e15 / (0.4 * 989e12), rel=1e-3)
+
+
+def test_generation_is_limited_by_reading_the_weights():
+    wanted = replace(LORA, method=Inference(), batch=1)
+    h200 = fit_cards(EIGHT, wanted)[-1]
+    assert h200.seconds_per_million_tokens == pytest.approx(1e6 * (16.06e9 + 2048 * 131_072) / 4.8e12, rel=1e-3)
+
+
+def test_cards_stand_in_order_of_memory():
+    sizes = [card.memory_bytes for card in CARDS]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (8 * 10**9, 141 * 10**9)

@@ -1,0 +1,24 @@
+import pytest
+
+from puna.errors import UsageError
+from puna.planning.settings import FullTraining, Inference, LoraTraining, Settings
+
+
+@pytest.mark.parametrize("wrong", [{"seq": 0}, {"batch": -1}, {"base": "int9"}, {"loss": "whole"}])
+def test_a_wrong_setting_is_refused_by_name(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Settings(**({"method": Inference(), "seq": 1, "batch": 1, "base": "bfloat16"} | wrong))
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_quantised_weights_are_not_trained(base):
+    with pytest.raises(UsageError, match="full training") as error:
+        Settings(method=FullTraining(), seq=1, batch=1, base=base)
+    assert "lora" in error.value.hint
+
+
+def test_a_rank_of_zero_and_an_unknown_target_are_refused():
+    with pytest.raises(UsageError, match="rank"):
+        LoraTraining(rank=0)
+    with pytest.raises(UsageError, match="q_porj"):
+        LoraTraining(targets=("q_porj",))

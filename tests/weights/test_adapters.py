@@ -1,0 +1,193 @@
+"""PEFT folders: peft loads ours, we load peft's, and an option that we do not compute is refused by name."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from puna.adaptation.targets import adapter_of, attach, attach_adapter
+from puna.arch.modules import LINEARS
+from puna.errors import CheckpointMismatch, FormatError
+from puna.files import MANIFEST
+from puna.model.linears.lora import LoraSettings
+from puna.weights.adapters import load_adapter, read_base_path, save_adapter
+from puna.weights.folder import load_folder, save_folder
+
+T32 = 1e-5
+IDS = torch.randint(0, 512, (2, 60), generator=torch.Generator().manual_seed(0))
+TWO = LoraSettings(rank=3, alpha=7.0, targets=("v_proj", "down_proj"))
+ALL = LoraSettings(rank=4, alpha=8.0, targets=LINEARS)
+
+
+@pytest.fixture
+def base(tiny, tmp_path):
+    save_folder(tiny, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def trained(model, settings):
+    """Attach an adapter whose B is no longer zero."""
+    attach(model, settings, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(".B"):
+                weight.copy_(torch.empty(weight.shape).normal_(generator=generator))
+    return adapter_of(model, base_sha256="ab" * 32)
+
+
+def unsealed(folder):
+    (folder / MANIFEST).unlink()
+    return folder
+
+
+def edit(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_equal_logits(a, b):
+    assert (a - b).abs().max() <= T32 * b.abs().max()
+
+
+@pytest.mark.parametrize("settings", [TWO, ALL])
+def test_save_then_load_is_the_same_adapter(tiny, tmp_path, settings):
+    adapter = trained(tiny, settings)
+    save_adapter(adapter, tmp_path / "a", base="somewhere")
+    found = load_adapter(tmp_path / "a")
+    assert (found.settings, found.base_sha256) == (settings, "ab" * 32)
+    assert list(found.tensors) == list(adapter.tensors)
+    for path, pair in adapter.tensors.items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, found.tensors[path], strict=True))
+    save_adapter(found, tmp_path / "b", base="somewhere")
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("settings", [TWO, ALL])
+@pytest.mark.filterwarnings("error:Found missing adapter keys")
+def test_peft_loads_our_adapter_with_equal_logits(tiny, base, tmp_path, settings):
+    save_adapter(trained(tiny, settings), tmp_path / "a", base=str(base))
+    theirs = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "a")
+    stored = {name.replace(".default", "") for name, _ in theirs.named_parameters() if "lora_" in name}
+    assert stored == load_file(tmp_path / "a" / "adapter_model.safetensors").keys()
+    with torch.no_grad():
+        assert_equal_logits(tiny(IDS), theirs(IDS).logits)
+    assert len(json.loads((tmp_path / "a" / "adapter_config.json").read_text())) == 17
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "up_proj"], "all-linear"])
+def test_we_load_pefts_adapter_with_equal_logits(base, tmp_path, targets):
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
+    theirs = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
+    theirs.save_pretrained(tmp_path / "a")
+    ours = load_folder(base)
+    attach_adapter(ours, load_adapter(tmp_path / "a"))
+    with torch.no_grad():
+        assert_equal_logits(ours(IDS), theirs(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_rslora", True),
+        ("use_dora", True),
+        ("fan_in_fan_out", True),
+        ("rank_pattern", {"q_proj": 2}),
+        ("alpha_pattern", {"q_proj": 2}),
+        ("modules_to_save", ["lm_head"]),
+        ("bias", "lora_only"),
+        ("bias", None),
+        ("lora_bias", True),
+        ("layer_replication", [[0, 1]]),
+        ("layers_to_transform", [0]),
+        ("target_parameters", ["x"]),
+        ("trainable_token_indices", [1]),
+        ("alora_invocation_tokens", [1]),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "corda"),
+        ("loftq_config", {"bits": 4}),
+        ("eva_config", {"rho": 2}),
+        ("an_option_of_tomorrow", 1),
+        ("peft_type", "IA3"),
+        ("target_modules", "all-linear"),
+        ("target_modules", ["lm_head"]),
+        ("target_modules", []),
+        ("r", 0),
+        ("r", None),
+        ("lora_alpha", "16"),
+    ],
+)
+def test_an_active_option_that_we_lack_is_refused_by_name(tiny, tmp_path, key, value):
+    save_adapter(trained(tiny, TWO), tmp_path / "a", base="base")
+    edit(unsealed(tmp_path / "a"), **{key: value})
+    with pytest.raises(FormatError, match=f"{key}: expected"):
+        load_adapter(tmp_path / "a")
+
+
+def test_inert_options_are_accepted(tiny, tmp_path):
+    save_adapter(trained(tiny, TWO), tmp_path / "a", base="base")
+    inert = {"loftq_config": {}, "megatron_core": "megatron.core", "qalora_group_size": 16, "corda_config": None}
+    edit(unsealed(tmp_path / "a"), peft_version="1.0", an_option_of_tomorrow=False, lora_dropout=0.1, **inert)
+    assert load_adapter(tmp_path / "a").settings == TWO
+
+
+def test_tensors_that_do_not_fit_the_settings_are_named(tiny, tmp_path):
+    save_adapter(trained(tiny, TWO), tmp_path / "a", base="base")
+    path = unsealed(tmp_path / "a") / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"
+    for changed in (
+        {key: value for key, value in tensors.items() if key != name},
+        {key: value for key, value in tensors.items() if "layers.0" not in key},
+        {},
+        tensors | {name: torch.zeros(2, 64)},
+        tensors | {name: torch.zeros(3, 64, dtype=torch.int8)},
+        tensors | {name: torch.full((3, 64), float("nan"))},
+        tensors | {name.replace("v_proj", "k_proj"): torch.zeros(3, 64)},
+        tensors | {name.replace("self_attn", "mlp"): torch.zeros(3, 64)},
+        tensors | {name.replace("layers.1", "layers.01"): torch.zeros(3, 64)},
+        tensors | {"base_model.model.lm_head.weight": torch.zeros(3, 64)},
+    ):
+        save_file(changed, path)
+        with pytest.raises(FormatError, match="adapter_model"):
+            load_adapter(tmp_path / "a")
+
+
+def test_a_pickled_adapter_is_not_read(tiny, tmp_path):
+    save_adapter(trained(tiny, TWO), tmp_path / "a", base="base")
+    weights = unsealed(tmp_path / "a") / "adapter_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(FormatError, match="safetensors"):
+        load_adapter(tmp_path / "a")
+
+
+def test_a_changed_adapter_of_ours_is_refused(tiny, tmp_path):
+    save_adapter(trained(tiny, TWO), tmp_path / "a", base="base")
+    edit(tmp_path / "a", lora_alpha=8)
+    with pytest.raises(CheckpointMismatch):
+        load_adapter(tmp_path / "a")
+
+
+def test_a_base_is_found_beside_the_adapter_or_not_at_all(tiny, base, tmp_path):
+    adapter = trained(tiny, TWO)
+    for name, found in (("../../base", True), (str(base), True), ("meta-llama/Llama-3.2-1B", False), ("", False)):
+        save_adapter(adapter, tmp_path / "run" / "adapter", base=name)
+        path = read_base_path(tmp_path / "run")
+        assert (path is not None and path.resolve() == base) is found
+
+
+def test_the_real_adapter_gives_the_reference_logits(shared_data):
+    small = shared_data / "checkpoints" / "small"
+    reference = json.loads((small / "reference.json").read_text())["adapter"]
+    model = load_folder(small / "base")
+    attach_adapter(model, load_adapter(small / "adapter"))
+    assert sum(weight.numel() for weight in model.parameters() if weight.requires_grad) == reference["trainable"]
+    with torch.no_grad():
+        logits = model(torch.tensor([reference["prompt"]]))[0, -1]
+    expected = torch.tensor(reference["last_logits_first16"])
+    assert (logits[:16] - expected).abs().max() <= 1e-4 * logits.abs().max()

@@ -1,0 +1,174 @@
+"""config.json <-> ModelConfig: what we write we read, and what we do not compute is refused by its key."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from puna.arch.presets import PRESETS
+from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling
+from puna.errors import FormatError
+from puna.weights.config_json import config_from_json, config_to_json
+from puna.weights.names import Int8Entry, LowRankEntry
+from puna.weights.strict_json import JsonObject
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+LOW_RANK = LowRankEntry(path="layers.0.mlp.up_proj", rank=3)
+
+
+def read(values):
+    return config_from_json(JsonObject(Path("config.json"), values))
+
+
+@pytest.fixture
+def plain(tiny_config):
+    return config_to_json(tiny_config, bos_id=0, eos_ids=[1], dtype="float32")
+
+
+@pytest.fixture
+def factored(tiny_config):
+    return config_to_json(tiny_config, bos_id=0, eos_ids=[1], dtype="float32", linears=[LOW_RANK], record={"keep": 0.5})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_read_back_equal(name):
+    config = PRESETS[name].config
+    stored = read(config_to_json(config, bos_id=1, eos_ids=[2, 3], dtype="bfloat16"))
+    assert (stored.model, stored.format, stored.bos_id, stored.eos_ids) == (config, "hf", 1, (2, 3))
+    assert (stored.dtype, stored.linears, stored.notices) == ("bfloat16", (), ())
+
+
+@pytest.mark.parametrize("scaling", [NoScaling(), LinearScaling(factor=2.5), Llama3Scaling(factor=8.0)])
+def test_each_form_of_the_rope_keys_says_it_alone(tiny_config, scaling):
+    config = replace(tiny_config, rope_scaling=scaling, rope_theta=77_000.0)
+    both = config_to_json(config, bos_id=None, eos_ids=[], dtype="float32")
+    new = {key: value for key, value in both.items() if key not in ("rope_theta", "rope_scaling")}
+    old = {key: value for key, value in both.items() if key != "rope_parameters"}
+    assert read(both).model == read(new).model == read(old).model == config
+
+
+def test_absent_keys_take_hugging_faces_defaults(plain, tiny_config):
+    optional = ("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias")
+    rope, ids = ("rope_parameters", "rope_theta", "rope_scaling"), ("bos_token_id", "eos_token_id", "pad_token_id")
+    stored = read({key: value for key, value in plain.items() if key not in (*optional, *rope, *ids, "hidden_act")})
+    expected = replace(tiny_config, n_kv_heads=tiny_config.n_heads, norm_eps=1e-6, tied_embeddings=False)
+    assert stored.model == expected
+    assert (stored.bos_id, stored.eos_ids) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", "mistral"),
+        ("model_type", "puna"),
+        ("architectures", ["MistralForCausalLM"]),
+        ("hidden_act", "gelu"),
+        ("attention_bias", True),
+        ("mlp_bias", True),
+        ("sliding_window", 4096),
+        ("quantization_config", {"bits": 4}),
+        ("partial_rotary_factor", 0.5),
+        ("hidden_size", "64"),
+        ("hidden_size", 64.0),
+        ("hidden_size", None),
+        ("num_hidden_layers", True),
+        ("num_key_value_heads", None),
+        ("tie_word_embeddings", "yes"),
+        ("bos_token_id", 512),
+        ("eos_token_id", [1, -1]),
+        ("eos_token_id", True),
+        ("dtype", "float16"),
+        ("dtype", 16),
+        ("rope_theta", 5e5),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("puna", {}),
+    ],
+)
+def test_what_we_do_not_compute_is_refused_by_its_key(plain, key, value):
+    with pytest.raises(FormatError, match=key):
+        read({**plain, key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_key_value_heads", 3), ("head_dim", 15), ("rms_norm_eps", 0)])
+def test_numbers_that_are_no_llama_are_a_format_error(plain, key, value):
+    with pytest.raises(FormatError, match="numbers of a Llama"):
+        read({**plain, key: value})
+
+
+def test_a_head_width_that_does_not_follow_is_required(plain):
+    del plain["head_dim"]
+    with pytest.raises(FormatError, match="head_dim"):
+        read({**plain, "hidden_size": 63})
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                                 "num_attention_heads", "max_position_embeddings", "model_type", "architectures"])  # fmt: skip
+def test_a_missing_key_is_named(plain, key):
+    del plain[key]
+    with pytest.raises(FormatError, match=f"{key}.*got nothing"):
+        read(plain)
+
+
+@pytest.mark.parametrize(
+    ("rope", "reason"),
+    [
+        ({**LLAMA3, "rope_type": "yarn"}, "rope_type.*got 'yarn'"),
+        ({**LLAMA3, "rope_type": "dynamic"}, "rope_type.*got 'dynamic'"),
+        ({**LLAMA3, "rope_type": ["llama3"]}, "rope_type"),
+        ({**LLAMA3, "type": "linear"}, "type: expected llama3"),
+        ({**LLAMA3, "mscale": 1.0}, "mscale"),
+        ({**LLAMA3, "factor": None}, "factor"),
+        ({**LLAMA3, "factor": 0.5}, "factor"),
+        ({key: value for key, value in LLAMA3.items() if key != "low_freq_factor"}, "low_freq_factor.*got nothing"),
+        ({"factor": 2.0}, "type.*got nothing"),
+        ("llama3", "an object"),
+    ],
+)
+def test_rope_scaling_that_we_cannot_compute_is_refused(plain, rope, reason):
+    old = {key: value for key, value in plain.items() if key != "rope_parameters"}
+    with pytest.raises(FormatError, match=reason) as caught:
+        read({**old, "rope_scaling": rope})
+    assert "yarn" not in reason or "not supported yet" in caught.value.hint
+
+
+def test_code_is_never_run_and_unknown_keys_are_said_once(plain):
+    stored = read({**plain, "auto_map": {"AutoModel": "evil.py"}, "colour": 1, "size": 2, "transformers_version": "5"})
+    assert len(stored.notices) == 2
+    assert "auto_map" in stored.notices[0]
+    assert stored.notices[1].endswith("colour, size")
+
+
+def test_other_linears_are_listed_in_a_puna_section(factored):
+    stored = read(factored)
+    assert (stored.format, stored.linears) == ("puna", (LOW_RANK,))
+    assert factored["puna"]["compression"] == {"keep": 0.5}
+    int8 = {**factored, "puna": {**factored["puna"], "linears": [{"kind": "int8", "path": "layers.0.mlp.up_proj"}]}}
+    assert read(int8).linears == (Int8Entry(path="layers.0.mlp.up_proj"),)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schema", 2),
+        ("norm", {"kind": "layer"}),
+        ("norm", None),
+        ("ffn", {"kind": "swiglu", "more": 1}),
+        ("colour", 1),
+        ("linears", {}),
+        ("linears", ["layers.0.mlp.up_proj"]),
+        ("linears", [{"kind": "nf4", "path": "layers.0.mlp.up_proj"}]),
+        ("linears", [{"kind": "low_rank", "path": "layers.0.mlp.up_proj"}]),
+        ("linears", [{"kind": "low_rank", "path": 3, "rank": 1}]),
+        ("linears", [{"kind": "int8", "path": "a", "rank": 1}]),
+        ("linears", [{"kind": "int8", "path": "a"}, {"kind": "int8", "path": "a"}]),
+    ],
+)
+def test_an_unknown_kind_or_schema_is_refused(factored, key, value):
+    with pytest.raises(FormatError, match=key):
+        read({**factored, "puna": {**factored["puna"], key: value}})

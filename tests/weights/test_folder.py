@@ -1,0 +1,233 @@
+"""Model folders: save then load is the same model, transformers and we read each other's, and lies are refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from puna.adaptation.targets import attach
+from puna.arch.modules import LINEARS
+from puna.arch.rope_scaling import LinearScaling, Llama3Scaling
+from puna.errors import CheckpointMismatch, FormatError, UsageError
+from puna.files import MANIFEST
+from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.kind import dense_weight
+from puna.model.linears.lora import LoraSettings
+from puna.model.linears.low_rank import LowRankLinear
+from puna.model.surgery import get_linear, replace_linears
+from puna.weights.folder import load_folder, save_folder, weights_sha256
+from puna.weights.headers import read_header
+
+T32 = 1e-5
+SHAPES = {
+    "grouped": {},
+    "multi-head, untied": {"n_kv_heads": 4, "tied_embeddings": False},
+    "multi-query, wide heads": {"n_kv_heads": 1, "head_dim": 24},
+    "llama3 scaling": {"rope_scaling": Llama3Scaling(factor=8.0, original_max_seq_len=64), "rope_theta": 5e5},
+    "linear scaling": {"rope_scaling": LinearScaling(factor=4.0), "tied_embeddings": False},
+}
+IDS = torch.randint(0, 512, (2, 100), generator=torch.Generator().manual_seed(0))
+
+
+def assert_equal_logits(ours, theirs, tolerance=T32):
+    with torch.no_grad():
+        a, b = ours(IDS), theirs(IDS)
+    b = b if isinstance(b, torch.Tensor) else b.logits
+    assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def greedy(forward, prompt, tokens):
+    ids = prompt
+    for _ in range(tokens):
+        with torch.no_grad():
+            ids = torch.cat([ids, forward(ids)[:, -1:].argmax(-1)], dim=1)
+    return ids[0].tolist()
+
+
+def factor(model, rank=5):
+    def build(path, old):
+        if path.endswith("up_proj"):
+            return Int8Linear.from_dense(dense_weight(old))
+        return LowRankLinear(old.weight.detach()[:, :rank], old.weight.detach()[:rank])
+
+    replace_linears(model, ("q_proj", "up_proj", "down_proj"), build)
+    return model
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_then_load_is_the_same_model_bit_for_bit(build_llama, tmp_path, shape, dtype):
+    model = build_llama(**SHAPES[shape]).to(dtype)
+    save_folder(model, tmp_path / "a")
+    loaded = load_folder(tmp_path / "a", dtype=dtype)
+    assert loaded.config == model.config
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (loaded.lm_head.weight is loaded.embed_tokens.weight) is model.config.tied_embeddings
+    assert loaded.frequencies_P.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", [lambda model: model, factor])
+def test_load_then_save_writes_the_same_bytes(tiny, tmp_path, change):
+    save_folder(change(tiny), tmp_path / "a")
+    save_folder(load_folder(tmp_path / "a"), tmp_path / "b")
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_transformers_loads_our_folder_with_equal_logits(build_llama, tmp_path, shape):
+    model = build_llama(**SHAPES[shape])
+    save_folder(model, tmp_path / "a", record={"from": "a test"})
+    theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert_equal_logits(model, theirs)
+    assert greedy(model, IDS[:1, :8], 64) == greedy(lambda ids: theirs(ids).logits, IDS[:1, :8], 64)
+
+
+@pytest.mark.parametrize("shape", ["grouped", "linear scaling"])
+def test_transformers_loads_our_shards(build_llama, tmp_path, shape):
+    model = build_llama(**SHAPES[shape])
+    save_folder(model, tmp_path / "a", shard_bytes=50_000)
+    assert len(list((tmp_path / "a").glob("model-*.safetensors"))) > 5
+    assert_equal_logits(model, LlamaForCausalLM.from_pretrained(tmp_path / "a"))
+    assert_equal_logits(load_folder(tmp_path / "a"), model, tolerance=0)
+
+
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("old_keys", [True, False])
+def test_we_load_transformers_folders(tmp_path, shard, tied, old_keys):
+    rope = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 32, "rope_theta": 50_000.0}
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        rope_parameters=rope,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path, max_shard_size=shard)
+    if old_keys:
+        values = json.loads((tmp_path / "config.json").read_text())
+        scaling = values.pop("rope_parameters")
+        values["rope_theta"] = scaling.pop("rope_theta")
+        (tmp_path / "config.json").write_text(json.dumps(values | {"rope_scaling": scaling}))
+    assert (tmp_path / "model.safetensors").exists() is (shard == "5GB")
+    ours = load_folder(tmp_path)
+    assert_equal_logits(ours, theirs)
+    state = theirs.state_dict()
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(weight, state[name if name.startswith("lm_head") else f"model.{name}"])
+
+
+def test_other_linears_are_stored_and_read_as_what_they_are(tiny, tmp_path):
+    model = factor(tiny)
+    save_folder(model, tmp_path / "a", record={"method": "svd"})
+    loaded = load_folder(tmp_path / "a")
+    for name in LINEARS:
+        path = f"layers.1.{'mlp' if name in LINEARS[4:] else 'self_attn'}.{name}"
+        assert type(get_linear(loaded, path)) is type(get_linear(model, path))
+    assert_equal_logits(loaded, model, tolerance=0)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (config["model_type"], config["puna"]["compression"]) == ("puna", {"method": "svd"})
+    header = read_header(tmp_path / "a")
+    assert header.format == "puna"
+    assert header.parameters == sum(
+        tensor.numel() for name, tensor in dict(model.state_dict()).items() if name != "lm_head.weight"
+    )
+
+
+def test_half_precision_leaves_codes_and_scales_alone(tiny, tmp_path):
+    save_folder(factor(tiny), tmp_path / "a")
+    loaded = load_folder(tmp_path / "a", dtype=torch.bfloat16)
+    assert get_linear(loaded, "layers.0.mlp.up_proj").scale.dtype == torch.float32
+    assert get_linear(loaded, "layers.0.mlp.down_proj").U.dtype == torch.bfloat16
+    assert loaded.norm.weight.dtype == torch.bfloat16
+
+
+def test_transformers_refuses_a_folder_with_other_linears(tiny, tmp_path):
+    save_folder(factor(tiny), tmp_path / "a")
+    with pytest.raises((ValueError, KeyError), match="puna"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    _, report = LlamaForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
+    assert not [name for name in load_file(tmp_path / "a" / "model.safetensors") if not name.startswith("puna.")]
+    assert len(report["missing_keys"]) >= len(list(tiny.parameters())) - 1
+
+
+def test_linears_that_are_listed_without_tensors_are_refused(tiny, tmp_path):
+    save_folder(factor(tiny), tmp_path / "a")
+    (tmp_path / "a" / MANIFEST).unlink()
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    listed = config["puna"]["linears"]
+    for changed in (listed[1:], [*listed, {"path": "layers.0.mlp.gate_proj", "kind": "int8"}],
+                    [*listed, {"path": "layers.9.mlp.gate_proj", "kind": "int8"}]):  # fmt: skip
+        config["puna"]["linears"] = changed
+        (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(FormatError):
+            load_folder(tmp_path / "a")
+
+
+def test_a_copy_of_the_tied_head_must_be_the_embedding(tiny, tmp_path):
+    save_folder(tiny, tmp_path / "a")
+    (tmp_path / "a" / MANIFEST).unlink()
+    path = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(path)
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": head}, path)
+    assert_equal_logits(load_folder(tmp_path / "a"), tiny, tolerance=0)
+    head[3, 5] += 1e-6
+    save_file(tensors | {"lm_head.weight": head}, path)
+    with pytest.raises(FormatError, match=r"lm_head\.weight"):
+        load_folder(tmp_path / "a")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(tiny, tmp_path, value):
+    with torch.no_grad():
+        tiny.layers[1].mlp.up_proj.weight[3, 3] = value
+    save_folder(tiny, tmp_path / "a")
+    with pytest.raises(FormatError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_folder(tmp_path / "a")
+
+
+def test_an_attached_adapter_is_not_stored_in_a_model(tiny, tmp_path):
+    attach(tiny, LoraSettings(rank=2, alpha=4.0, targets=("q_proj",)), seed=0)
+    with pytest.raises(UsageError, match="LoraLinear") as caught:
+        save_folder(tiny, tmp_path / "a")
+    assert "merge" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_over_a_folder_replaces_it_whole(build_llama, tmp_path):
+    save_folder(build_llama(0), tmp_path / "a", shard_bytes=50_000)
+    first = weights_sha256(tmp_path / "a")
+    save_folder(build_llama(1), tmp_path / "a")
+    assert_equal_logits(load_folder(tmp_path / "a"), build_llama(1), tolerance=0)
+    assert weights_sha256(tmp_path / "a") != first
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_changed_file_in_a_sealed_folder_is_refused(tiny, tmp_path):
+    save_folder(tiny, tmp_path / "a")
+    (tmp_path / "a" / "generation_config.json").write_text("{}")
+    with pytest.raises(CheckpointMismatch, match="generation_config"):
+        load_folder(tmp_path / "a")
+
+
+def test_loading_draws_no_random_numbers(tiny, tmp_path):
+    save_folder(tiny, tmp_path / "a")
+    before = torch.get_rng_state()
+    load_folder(tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), before)

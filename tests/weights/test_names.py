@@ -1,0 +1,42 @@
+"""The name table against the model itself."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+from puna.weights.names import Int8Entry, LowRankEntry, expected_tensors, from_hf, parameter_count, to_hf
+
+PATH = "layers.1.self_attn.k_proj"
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False}, {"head_dim": 24, "n_kv_heads": 1}])
+def test_the_table_lists_exactly_the_models_parameters(build_llama, changes):
+    model = build_llama(**changes)
+    expected = {tensor.path: tensor.shape for tensor in expected_tensors(model.config, plain=True)}
+    assert expected == {path: tuple(weight.shape) for path, weight in model.named_parameters()}
+    assert parameter_count(model.config) == sum(weight.numel() for weight in model.parameters())
+
+
+def test_names_and_paths_are_inverses(tiny_config):
+    for tensor in expected_tensors(tiny_config, plain=True):
+        assert tensor.name == to_hf(tensor.path)
+        assert from_hf(tensor.name) == tensor.path
+    assert to_hf("lm_head.weight") == "lm_head.weight"
+
+
+def test_other_linears_stand_under_their_path_and_the_puna_prefix(tiny_config):
+    entries = (LowRankEntry(path=PATH, rank=5), Int8Entry(path="layers.0.mlp.up_proj"))
+    found = {tensor.name: tensor for tensor in expected_tensors(tiny_config, entries, plain=False)}
+    assert all(name.startswith("puna.") for name in found)
+    assert found[f"puna.{PATH}.U"].shape == (32, 5)
+    assert found[f"puna.{PATH}.V"].shape == (5, 64)
+    assert f"puna.{PATH}.weight" not in found
+    assert found["puna.layers.0.mlp.up_proj.weight"].dtypes == {"I8"}
+    assert not found["puna.layers.0.mlp.up_proj.scale"].is_converted
+
+
+def test_a_false_number_of_layers_costs_nothing(tiny_config):
+    huge = replace(tiny_config, n_layers=10**15)
+    assert len(list(islice(expected_tensors(huge, plain=True), 50))) == 50
+    assert parameter_count(huge) > 10**15
