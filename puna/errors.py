@@ -8,7 +8,7 @@ PunaError                   exit 1: it failed, or a check answered no
 |-- DoesNotFit              the plan is larger than the memory
 |-- RunLocked               another process works in this run folder
 |-- DiskFull                a write failed for lack of space, quota or permission
-|-- NonFiniteLoss           the loss or the gradient became NaN or infinite
+|-- NonFiniteLoss           a loss, a gradient or a logit became NaN or infinite
 |-- CheckpointMismatch      a checkpoint belongs to another model, recipe or schema
 |-- ToleranceExceeded       two things that must agree do not
 `-- Interrupted             exit 128 + signal: stopped after saving
@@ -83,7 +83,7 @@ class DiskFull(PunaError):
 
 
 class NonFiniteLoss(PunaError):
-    """The loss or the gradient became NaN or infinite; the update was not applied."""
+    """A loss, a gradient or a logit became NaN or infinite; no update was applied."""
 
 
 class CheckpointMismatch(PunaError):

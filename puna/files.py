@@ -56,7 +56,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON, durably."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _json_text(value))
 
 
 def read_json(path: Path) -> Any:
@@ -95,6 +95,8 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     Errors: CheckpointMismatch naming the first file that is missing, extra or changed.
     """
     manifest = read_json(folder / MANIFEST)
+    if (folder / MANIFEST).read_text(encoding="utf-8") != _json_text(manifest):
+        raise CheckpointMismatch(f"{folder / MANIFEST}: the manifest was changed after it was written")
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or manifest.get("schema") != 1:
         raise CheckpointMismatch(
@@ -202,6 +204,10 @@ def _seal(folder: Path, record: Mapping[str, object]) -> None:
     files = {str(path.relative_to(folder)): [path.stat().st_size, sha256_file(path)] for path in names}
     manifest = {"schema": 1, **record, "files": files}
     write_json(folder / MANIFEST, {**manifest, "sha256": _manifest_hash(manifest)})
+
+
+def _json_text(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _manifest_hash(manifest: Mapping[str, object]) -> str:

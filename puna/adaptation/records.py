@@ -4,6 +4,7 @@ A text is learned whole; of a prompt and its completion only the completion and 
 packed into rows of `seq` tokens; tokens of one record never see those of another.
 """
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,16 @@ from puna.model.batch import Batch
 from puna.text.corpus import read_documents
 from puna.tokens.tokenizer import Tokenizer
 
-__all__ = ["Record", "RecordCounts", "RecordSource", "encode_records", "pack_records", "read_records"]
+__all__ = [
+    "Record",
+    "RecordCounts",
+    "RecordSource",
+    "Row",
+    "collate",
+    "encode_records",
+    "pack_records",
+    "read_records",
+]
 
 _LATER = ("messages", "instruction", "question")
 
@@ -42,7 +52,7 @@ class RecordCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One packed row: ids with one more than the inputs of each record, cut to inputs, targets, keep and documents."""
+    """One packed row of `seq` inputs, their targets, which of these are learned, and the record of each (-1: filler)."""
 
     ids: np.ndarray
     targets: np.ndarray
@@ -55,30 +65,39 @@ def read_records(paths: Sequence[Path]) -> tuple[list[Record], RecordCounts]:
 
     Errors: BadData where nothing is usable or more than 1 % of the lines are broken; UsageError for kinds not built yet.
     """
-    records, reasons = [], Counter[str]()
+    records: list[Record] = []
+    bad: list[tuple[str, str]] = []
     for path in paths:
         if path.suffix == ".jsonl":
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                record = _parse(line, f"{path}:{number}")
+            for place, line in _lines(path):
+                record = _parse(line, place)
                 if isinstance(record, Record):
                     records.append(record)
                 else:
-                    reasons[record] += 1
+                    bad.append((record, place))
         else:
-            documents = read_documents([path]).documents
-            records += [Record(prompt="", completion=document.text) for document in documents]
-    dropped = reasons.total()
+            corpus = read_documents([path])
+            records += [Record(prompt="", completion=document.text) for document in corpus.documents]
+            bad += [("a line without text", str(path))] * corpus.bad_lines
+    if len(bad) > (len(records) + len(bad)) / 100:
+        raise BadData(
+            f"{len(bad)} of {len(records) + len(bad)} records cannot be used; the first is {bad[0][1]}: {bad[0][0]}",
+            'a line is {"text": ...} or {"prompt": ..., "completion": ...}',
+        )
     if not records:
-        raise BadData("no usable record", 'a line is {"text": ...} or {"prompt": ..., "completion": ...}')
-    if dropped > (len(records) + dropped) / 100:
-        raise BadData(f"{dropped} of {len(records) + dropped} records cannot be used: {dict(reasons)}", "mend the file")
-    return records, RecordCounts(used=len(records), dropped=dropped, reasons=dict(reasons))
+        raise BadData("no record at all", 'a line is {"text": ...} or {"prompt": ..., "completion": ...}')
+    reasons = Counter(reason for reason, _ in bad)
+    return records, RecordCounts(used=len(records), dropped=len(bad), reasons=dict(reasons))
 
 
 def encode_records(
     records: Sequence[Record], tokenizer: Tokenizer, seq: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids, learn) for each record, in pieces of at most seq + 1 ids; `learn` marks the ids that are targets."""
+    """(ids, learn) for each record, in pieces of at most seq + 1 ids; `learn` marks the ids that are targets.
+
+    The last id of a piece is the first of the next, so that every learned id is a target once; pieces of prompt alone
+    are left out.
+    """
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     for record in records:
         given = start + tokenizer.encode(record.prompt)
@@ -103,7 +122,7 @@ def pack_records(encoded: Sequence[tuple[np.ndarray, np.ndarray]], seq: int, see
             open_row, room = [], seq
         open_row.append((ids, learn))
         room -= len(ids) - 1
-    return [*rows, _close(open_row, seq)]
+    return [*rows, _close(open_row, seq)] if open_row else rows
 
 
 class RecordSource:
@@ -113,6 +132,7 @@ class RecordSource:
         if not rows:
             raise BadData("no record is left to learn from")
         self._rows, self._batch, self._micro_batch, self._seed = rows, batch, micro_batch, seed
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of a step, counted from 0."""
@@ -121,8 +141,10 @@ class RecordSource:
 
     def _row(self, turn: int) -> Row:
         epoch, index = divmod(turn, len(self._rows))
-        order = np.random.Generator(np.random.Philox(key=(self._seed << 32) + epoch)).permutation(len(self._rows))
-        return self._rows[order[index]]
+        if self._order[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(key=(self._seed << 32) + epoch))
+            self._order = epoch, generator.permutation(len(self._rows))
+        return self._rows[self._order[1][index]]
 
 
 def collate(rows: Sequence[Row]) -> Batch:
@@ -148,10 +170,21 @@ def _close(records: Sequence[tuple[np.ndarray, np.ndarray]], seq: int) -> Row:
     return Row(ids=ids, targets=targets, keep=keep, documents=documents)
 
 
-def _parse(line: str, place: str) -> Record | str:
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(place, line) of those that are not blank. Only \\n ends a line: JSON text may hold every other separator."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadData(f"{path}: {error.strerror}", "check the path") from None
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if line.strip():
+            yield f"{path}:{number}", line
+
+
+def _parse(line: bytes, place: str) -> Record | str:
     """A record, or why the line is none. Errors: UsageError for a kind of record that is not built yet."""
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return "not JSON"
     if not isinstance(value, Mapping):
@@ -164,4 +197,8 @@ def _parse(line: str, place: str) -> Record | str:
         raise UsageError(f"{place}: records with '{later}' are not built yet", "use text, or prompt and completion")
     else:
         return "neither text nor prompt and completion"
+    try:
+        (record.prompt + record.completion).encode("utf-8")
+    except UnicodeEncodeError:
+        return "half a surrogate pair"
     return record if record.completion.strip() else "nothing to learn"

@@ -22,11 +22,9 @@ def attach(model: Llama, settings: LoraSettings, seed: int) -> None:
     """Put a fresh adapter into a model and freeze the rest.
 
     Args:   seed: of all A, drawn in the order of layers and Linears.
-    Raises: UsageError: an unknown Linear (the nearest is named), a rank below 1, an adapter already attached.
+    Raises: UsageError: an unknown Linear (the nearest is named), an adapter already attached.
     """
     names = match_linears(",".join(settings.targets))
-    if settings.rank < 1:
-        raise UsageError(f"lora.rank: expected at least 1, got {settings.rank}", "8 or 16 are common")
     for path, _ in named_loras(model):
         raise UsageError(f"{path}: an adapter is attached already", "merge it first")
     generator = torch.Generator().manual_seed(seed)
@@ -72,11 +70,7 @@ def adapter_of(model: Llama, base_sha256: str | None = None) -> Adapter:
     loras = dict(named_loras(model))
     if not loras:
         raise UsageError("model: expected an attached adapter, got none", "attach one first")
-    first = next(iter(loras.values()))
-    rank = first.A.shape[0]
-    alpha = round(first.scale * rank, 12)  # the Linear keeps alpha / rank only, and in floats 7 / 3 * 3 is not 7
-    names = {path.rpartition(".")[2] for path in loras}
-    settings = LoraSettings(rank=rank, alpha=alpha, targets=match_linears(",".join(names)))
+    settings = next(iter(loras.values())).settings
     tensors = {path: (lora.A.detach().clone(), lora.B.detach().clone()) for path, lora in loras.items()}
     return Adapter(settings=settings, tensors=tensors, base_sha256=base_sha256)
 

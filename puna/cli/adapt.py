@@ -5,15 +5,16 @@ from pathlib import Path
 from cyclopts import App
 
 from puna.cli.console import print_json, print_table
-from puna.cli.options import Count, Json, MachineOptions, RecipeOptions
+from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, resume_stands_alone
 from puna.cli.progress import training_progress
+from puna.errors import UsageError
 
 __all__ = ["app"]
 
-app = App(name="adapt")
+app = App(name="adapt", usage="Usage: puna adapt MODEL DATA... --out RUN [OPTIONS]")
 
 
-@app.default
+@app.default(validator=resume_stands_alone)
 def adapt(
     model: str = "",
     /,
@@ -35,27 +36,28 @@ def adapt(
 ) -> None:
     """Fine-tune MODEL with LoRA on DATA: text, or .jsonl with text, or with prompt and completion.
 
-    Parameters
-    ----------
-    model: a run folder or a Hugging Face folder.
-    data: files or folders to learn from.
-    out: the run's folder; the adapter is written to its adapter/.
-    validation: held-out records; without it the last tenth.
-    steps: the budget in optimizer steps.
-    seconds: the budget in seconds of training.
-    rank: of the update B A.
-    alpha: the update is multiplied by alpha / rank.
-    targets: all, attention, mlp, or Linears joined by commas.
-    batch: rows in a step.
-    seq: tokens in a row.
-    learning_rate: at its peak.
-    resume: continue the run in --out; needs nothing else.
+    Args:
+        model: a run folder or a Hugging Face folder.
+        data: files or folders to learn from.
+        out: the run's folder; the adapter is written to its adapter/.
+        validation: held-out records; without it the last tenth.
+        steps: the budget in optimizer steps; 200 where no budget is given.
+        seconds: the budget in seconds of training.
+        rank: of the update B A.
+        alpha: the update is multiplied by alpha / rank.
+        targets: all, attention, mlp, or Linears joined by commas.
+        batch: rows in a step.
+        seq: tokens in a row.
+        learning_rate: at its peak.
+        resume: continue the run in --out with the settings of its recipe.
     """
     from puna.jobs import adapt as job
     from puna.jobs.machine import use_threads
     from puna.jobs.train import training_flags
 
     use_threads(machine.threads)
+    if not resume and not (model and data):
+        raise UsageError("expected MODEL and DATA", "for example puna adapt runs/demo/train notes.txt --out runs/notes")
     if resume:
         recipe = job.resumed_recipe(out)
     else:
@@ -87,14 +89,13 @@ def adapt(
 
 
 @app.command
-def merge(adapter: Path, *, out: Path, base_model: str | None = None, json: Json = False) -> None:
+def merge(adapter: Path, /, *, out: Path, base_model: str | None = None, json: Json = False) -> None:
     """Fold an adapter into its base in float32, and prove that both say the same.
 
-    Parameters
-    ----------
-    adapter: a run folder or a PEFT folder.
-    out: the merged model's folder.
-    base_model: the base, where the adapter's own note of it does not lead there.
+    Args:
+        adapter: a run folder or a PEFT folder.
+        out: the merged model's folder.
+        base_model: the base, where the adapter's own note of it does not lead there.
     """
     from puna.jobs.adapt import merge as run
 

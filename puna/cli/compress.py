@@ -1,9 +1,9 @@
 """`puna compress`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from puna.cli.console import print_json, print_table
 from puna.cli.options import Json
@@ -23,19 +23,23 @@ def compress(
     method: Literal["auto", "svd", "whitened"] = "auto",
     keep: float | None = None,
     quantize: Literal["int8"] | None = None,
-    evaluate: Annotated[Path | None, Parameter(help="the text that judges; default: a held-out tenth.")] = None,
+    evaluate: Path | None = None,
     device: str = "auto",
     threads: int = 0,
     json: Json = False,
 ) -> None:
     """Make MODEL smaller, write it to OUT/model, and measure what that costs in nats.
 
-    Parameters
-    ----------
-    calibration: text of the kind that the model will see.
-    method: plain SVD, or SVD whitened by the inputs that occur; auto takes the better one.
-    keep: kept share of the stored bits of the block Linears; 0.8 if no other lever is named.
-    quantize: int8 weights, with activations rounded for each token.
+    Args:
+        model: a run folder or a Hugging Face folder.
+        out: the run's folder.
+        calibration: text of the kind that the model will see.
+        method: plain SVD, or SVD whitened by the inputs that occur; auto takes the better one.
+        keep: kept share of the stored bits of the block Linears; 0.8 if no other lever is named.
+        quantize: int8 weights, with activations rounded for each token.
+        evaluate: the text that judges; without it the last tenth of the calibration documents.
+        device: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one.
+        threads: CPU threads; 0 leaves torch's choice.
     """
     from puna.jobs import compress as job
     from puna.jobs.load import find_model

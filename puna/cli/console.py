@@ -8,10 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 __all__ = ["print_json", "print_table", "progress_line", "say"]
 
 _PLAIN_EVERY_SECONDS = 5.0
@@ -28,12 +24,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         for row in (columns, *rows):
             print("\t".join(row))
         return
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(escape, row))
+    Console(highlight=False).print(table)
 
 
 def say(line: str) -> None:
@@ -45,25 +45,45 @@ def say(line: str) -> None:
 def progress_line(title: str) -> Iterator[Callable[[float, str], None]]:
     """Within the block, call `update(share, words)`: a bar with time left on a terminal, a line now and then elsewhere."""
     if sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[words]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(title, total=1.0, words="")
-            yield lambda share, words: progress.update(task, completed=share, words=words)
+        with _bar(title) as update:
+            yield update
         return
     last = time.monotonic()
 
-    def update(share: float, words: str) -> None:
+    def update_plainly(share: float, words: str) -> None:
         nonlocal last
         if share >= 1 or time.monotonic() - last >= _PLAIN_EVERY_SECONDS:
             last = time.monotonic()
             say(f"{title}: {share:4.0%} {words}")
 
-    yield update
+    yield update_plainly
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar for each sweep from 0 to 1; it goes when the block ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[words]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = None
+
+        def update(share: float, words: str) -> None:
+            nonlocal task
+            if task is None:
+                task = progress.add_task(title, total=1.0, words=words)
+            progress.update(task, completed=share, words=words)
+            if share >= 1:
+                progress.remove_task(task)
+                task = None
+
+        yield update
 
 
 def _plain(value: object) -> object:

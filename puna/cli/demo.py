@@ -27,23 +27,25 @@ def demo(
 ) -> None:
     """Train, adapt, compress and question a small Llama on this machine, and write a report.
 
-    Parameters
-    ----------
-    out: where everything is written.
-    seconds: how long pretraining lasts; the whole takes about twice as long.
-    seed: the same seed reads the same data.
-    text: a folder of documents of your own, in any language.
-    lang: the report's language.
+    Args:
+        out: where everything is written.
+        seconds: how long pretraining lasts; the whole takes about twice as long.
+        seed: the same seed reads the same data.
+        text: a folder of documents of your own, in any language.
+        lang: the report's language.
+        threads: CPU threads; 0 leaves torch's choice.
     """
-    from puna.jobs import demo as job
+    from puna.jobs.demo import DemoRecipe
+    from puna.jobs.demo import demo as run
+    from puna.jobs.demo_result import demo_rows
     from puna.jobs.machine import use_threads
 
     use_threads(threads)
-    recipe = job.DemoRecipe(seconds=seconds, seed=seed, text=text, lang=lang)
+    recipe = DemoRecipe(seconds=seconds, seed=seed, text=text, lang=lang)
     with training_progress("  learning") as observer:
-        result = job.demo(recipe, out, on_step=lambda name: say(f"{name} ..."), observers=(observer,))
+        result = run(recipe, out, tell=say, observers=(observer,))
     if json:
         print_json(result)
     else:
-        print_table(("", ""), job.demo_rows(result))
+        print_table(("", ""), demo_rows(result))
         print(f"report: {result.report}")

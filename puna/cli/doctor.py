@@ -14,10 +14,9 @@ app = App(name="doctor")
 def doctor(*, refresh: bool = False, threads: int = 0, json: Json = False) -> None:
     """Measure this machine: the rate of each precision's products, memory bandwidth, and what follows.
 
-    Parameters
-    ----------
-    refresh: measure again instead of reading what was measured before.
-    threads: CPU threads; 0 leaves torch's choice.
+    Args:
+        refresh: measure again instead of reading what was measured before.
+        threads: CPU threads; 0 leaves torch's choice.
     """
     from puna.jobs.doctor import doctor as measure
     from puna.jobs.machine import use_threads

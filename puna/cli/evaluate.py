@@ -15,6 +15,7 @@ app = App(name="evaluate")
 @app.default
 def evaluate(
     model: str,
+    /,
     *,
     text: Path,
     adapter: str | None = None,
@@ -25,12 +26,12 @@ def evaluate(
 ) -> None:
     """The likelihood of a text under MODEL.
 
-    Parameters
-    ----------
-    text: a file or a folder.
-    adapter: a run folder or a PEFT folder.
-    window: ids in a window, each preceded by BOS if the tokenizer has one.
-    stride: ids from one window to the next; the default does not overlap.
+    Args:
+        model: a run folder or a Hugging Face folder.
+        text: a file or a folder.
+        adapter: a run folder or a PEFT folder.
+        window: ids in a window, each preceded by BOS if the tokenizer has one; 512, or the context less one.
+        stride: ids from one window to the next; the default does not overlap.
     """
     from puna.jobs.evaluate import evaluate as run
     from puna.jobs.machine import choose_dtype, use_threads

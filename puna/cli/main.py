@@ -1,100 +1,89 @@
-"""The executable `puna`: finds the verb, runs it, and turns every ending into an exit code.
+"""The executable `puna`: runs a verb and turns every ending into an exit code.
 
 0 done; 1 it failed or a check answered no; 2 the command or the recipe was wrong; 128 + n stopped by signal n.
 A failure prints `error:` and `hint:` on stderr, and with --json one object on stdout; never a traceback.
+This file imports little, so that signals are answered while the rest is being imported.
 """
 
+import io
 import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
-from cyclopts import App, Parameter
-from cyclopts.exceptions import CycloptsError
-
-from puna import __version__
 from puna.errors import Interrupted, PunaError, UsageError
 
-__all__ = ["app", "main", "run"]
+__all__ = ["main", "run"]
 
-app = App(
-    name="puna",
-    help="Puna carries a Llama through its whole life: train, adapt, compress, evaluate, generate, and plan it all.",
-    version=__version__,
-    suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(negative=""),
-    help_format="plaintext",
-)
-for _name, _help in {
-    "demo": "The main job, end to end, on this Python's own documents or on yours.",
-    "doctor": "What this machine is, its measured rates, and the choices that follow.",
-    "plan": "Exact counts and predicted memory, before anything is loaded.",
-    "tokens": "Learn a tokenizer; encode, decode; build token shards.",
-    "train": "Pretrain a model, from scratch or continued.",
-    "adapt": "Fine-tune a model with LoRA; merge an adapter.",
-    "compress": "Low-rank or int8 weights, with what they cost in nats.",
-    "evaluate": "The likelihood of a text.",
-    "generate": "Continue a text, token by token.",
-    "weights": "What a checkpoint is.",
-}.items():
-    app.command(f"puna.cli.{_name}:app", name=_name, help=_help)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)  # what had to be done is done: nothing changes the exit code any more
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; return its exit code."""
-    _prepare_environment()
-    signal.signal(signal.SIGTERM, _terminate)
+    stop = _Stop()
+    with _listening(stop):
+        try:
+            code = _call(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            if os.environ.get("PUNA_DEBUG"):
+                raise
+            code = _fail(_explain(error, stop.signum), arguments)
+    return code if stop.signum is None else 128 + stop.signum
+
+
+class _Stop:
+    """The first signal raises KeyboardInterrupt wherever the program stands, the second ends it at once.
+
+    It remembers the first: a library that swallows the exception cannot change the exit code.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def __call__(self, signum: int, _frame: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + self.signum)
+        self.signum = signum
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _listening(stop: _Stop) -> Iterator[None]:
+    previous = {signum: signal.signal(signum, stop) for signum in _SIGNALS}
     try:
-        app(list(arguments), exit_on_error=False, print_error=False)
-        sys.stdout.flush()
-        return 0
-    except CycloptsError as error:
-        return _fail(_usage(error), arguments)
-    except PunaError as error:
-        return _fail(error, arguments)
-    except KeyboardInterrupt:
-        return _fail(Interrupted("stopped by SIGINT; what was saved before is whole"), arguments)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the reader has left; nothing more can be said
-        return 1
-    except OSError as error:
-        return _fail(PunaError(f"{error.filename or 'input'}: {error.strerror or error}"), arguments)
-    except Exception as error:  # the last resort: a bug is reported as one, not as a traceback
-        if os.environ.get("PUNA_DEBUG"):
-            raise
-        return _fail(PunaError(f"{type(error).__name__}: {error}", "a bug: PUNA_DEBUG=1 shows where"), arguments)
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
-def _fail(error: PunaError, arguments: Sequence[str]) -> int:
-    print(f"error: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
-    if "--json" in arguments:
-        facts = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-        print(json.dumps({"error": facts}, ensure_ascii=False))
-    return error.exit_code
+def _call(arguments: Sequence[str]) -> int:
+    """Find the verb and run it. A verb returns None, or the exit code of a check."""
+    _prepare()
+    for argument in arguments:
+        if not _is_utf8(argument):
+            raise UsageError(f"expected arguments in UTF-8, got {os.fsencode(argument)!r}")
+    from puna.cli.verbs import app
+
+    code = app(list(arguments), exit_on_error=False, print_error=False)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
 
 
-def _usage(error: CycloptsError) -> UsageError:
-    message = " ".join(str(error).split())
-    verb = " ".join(error.command_chain or ())
-    return UsageError(message, f"puna {verb} --help".replace("  ", " "))
-
-
-def _terminate(signum: int, _frame: FrameType | None) -> None:
-    raise Interrupted("stopped by SIGTERM; what was saved before is whole", "", signum)
-
-
-def _prepare_environment() -> None:
-    """Nothing is downloaded and nobody is told: set before any library is imported."""
+def _prepare() -> None:
+    """Nothing is downloaded, nobody is told, and what is printed is UTF-8 whatever the terminal's locale says."""
     for name, value in {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -103,3 +92,47 @@ def _prepare_environment() -> None:
         "TOKENIZERS_PARALLELISM": "true",
     }.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _explain(error: BaseException, signum: int | None) -> PunaError:
+    """The failure as a person understands it. After a signal any error may be its doing."""
+    from cyclopts.exceptions import CycloptsError
+
+    if isinstance(error, Interrupted):
+        return error
+    if signum is not None or isinstance(error, KeyboardInterrupt):
+        name = signal.Signals(signum or signal.SIGINT).name
+        return Interrupted(f"stopped by {name}; what was saved before is whole", "", signum or signal.SIGINT)
+    if isinstance(error, PunaError):
+        return error
+    if isinstance(error, CycloptsError):
+        return UsageError(" ".join(str(error).split()), " ".join(("puna", *(error.command_chain or ()), "--help")))
+    if isinstance(error, OSError):
+        return PunaError(
+            ": ".join(filter(None, (error.filename and str(error.filename), error.strerror or str(error))))
+        )
+    return PunaError(f"{type(error).__name__}: {error}", "a bug: PUNA_DEBUG=1 shows where")
+
+
+def _fail(error: PunaError, arguments: Sequence[str]) -> int:
+    try:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        if "--json" in arguments:
+            facts = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+            print(json.dumps({"error": facts}, ensure_ascii=False), flush=True)
+    except BrokenPipeError:  # the reader has left; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return error.exit_code
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,23 +1,28 @@
 """Flags that several verbs share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 
+from puna.errors import UsageError
 from puna.jobs.quantities import parse_count
 
-__all__ = ["Count", "Json", "MachineOptions", "RecipeOptions"]
+__all__ = ["Count", "Json", "MachineOptions", "RecipeOptions", "Text", "resume_stands_alone"]
 
 
 def _count(_type: Any, tokens: Sequence[Token]) -> int:
-    return parse_count(tokens[0].value)
+    try:
+        return parse_count(tokens[0].value)
+    except UsageError as error:
+        raise ValueError(error.message) from None  # the parser adds the flag's name
 
 
 Count = Annotated[int, Parameter(converter=_count)]
-Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object on stdout and nothing else.")]
+Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
+Json = Annotated[bool, Parameter(name="--json", help="print one JSON object on stdout and nothing else.")]
 
 
 @Parameter(name="*")
@@ -25,12 +30,11 @@ Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object on s
 class MachineOptions:
     """Where and how a model runs.
 
-    Parameters
-    ----------
-    device: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one.
-    threads: CPU threads; 0 leaves torch's choice.
-    seed: the same seed gives the same result.
-    precision: auto takes what `puna doctor` measured to be faster.
+    Args:
+        device: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one.
+        threads: CPU threads; 0 leaves torch's choice.
+        seed: the same seed gives the same result.
+        precision: training: auto takes what puna doctor measured to be faster; else auto is float32.
     """
 
     device: str = "auto"
@@ -44,11 +48,41 @@ class MachineOptions:
 class RecipeOptions:
     """Settings from a file and from the command line.
 
-    Parameters
-    ----------
-    recipe: a TOML recipe; flags and --set go over it.
-    settings: section.field=value, a TOML value; repeatable.
+    Args:
+        recipe: a TOML recipe; flags and --set go over it.
+        settings: section.field=value, a TOML value; repeatable.
     """
 
     recipe: Path | None = None
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = ()
+
+
+_WITH_RESUME = {"out", "resume", "json", "device", "threads"}
+
+
+def resume_stands_alone(**given: object) -> None:
+    """Refuse settings beside --resume: those of the run's recipe hold, and a flag is never ignored.
+
+    Args:   given: what the command line named; grouped options arrive whole.
+    Errors: UsageError naming the first setting.
+    """
+    if not given.get("resume"):
+        return
+    for name, value in _named(given):
+        if name not in _WITH_RESUME:
+            flag = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"--resume goes on with the settings of the run's recipe, got {flag} {value}", f"leave out {flag}"
+            )
+
+
+def _named(given: dict[str, object]) -> list[tuple[str, object]]:
+    """Names and values, options of a group that differ from their default included."""
+    flat: list[tuple[str, object]] = []
+    for name, value in given.items():
+        if isinstance(value, MachineOptions | RecipeOptions):
+            pairs = ((item.name, getattr(value, item.name), item.default) for item in fields(value))
+            flat += [(each, found) for each, found, default in pairs if found != default]
+        else:
+            flat.append((name, value))
+    return flat

@@ -6,18 +6,15 @@ from cyclopts import App, Parameter
 
 from puna.cli.console import print_json, print_table
 from puna.cli.options import Count, Json
-from puna.jobs.plan import PlansResult
-from puna.jobs.plan import plan as make_plan
-from puna.jobs.plan_table import card_rows, plan_rows
 
 __all__ = ["app"]
 
-app = App(name="plan")
+app = App(name="plan", usage="Usage: puna plan MODEL... [OPTIONS]")
 
 
 @app.default
 def plan(
-    *models: str,
+    *models: Annotated[str, Parameter(required=True)],
     seq: Count | None = None,
     batch: int = 1,
     train: Literal["full", "lora"] | None = None,
@@ -26,25 +23,29 @@ def plan(
     base: Literal["float32", "bfloat16", "int8", "nf4"] | None = None,
     checkpointing: bool = False,
     loss: Literal["chunked", "naive"] = "chunked",
-    fit: Annotated[str | None, Parameter(help="a memory such as 16GB or 24GiB: find settings that fit it.")] = None,
+    fit: str | None = None,
     cards: bool = False,
     json: Json = False,
-) -> None:
+) -> int:
     """Count exactly and predict the peak, before anything is loaded.
 
-    Parameters
-    ----------
-    models: presets, model folders or config.json files; several stand side by side.
-    seq: tokens in a sequence.
-    batch: sequences at once.
-    train: train everything, or a LoRA; without it: generate.
-    rank: of the LoRA.
-    targets: all, attention, mlp, or Linears joined by commas.
-    base: how the weights are stored.
-    checkpointing: recompute activations on the way back.
-    loss: form all logits at once (naive) or a chunk at a time.
-    cards: a table of common cards: what fits, how, how long.
+    Args:
+        models: presets, model folders or config.json files; several stand side by side.
+        seq: tokens in a sequence; 2048, or the model's context where that is shorter.
+        batch: sequences at once.
+        train: train everything, or a LoRA; without it: generate.
+        rank: of the LoRA.
+        targets: all, attention, mlp, or Linears joined by commas.
+        base: how the weights are stored; float32 for full training, else bfloat16.
+        checkpointing: recompute activations on the way back.
+        loss: form the logits chunk by chunk, or all at once.
+        fit: a memory such as 16GB or 24GiB: find settings that fit it; exit 1 where none do.
+        cards: a table of common cards: what fits, how, how long.
     """
+    from puna.jobs.plan import PlansResult
+    from puna.jobs.plan import plan as make_plan
+    from puna.jobs.plan_table import card_rows, plan_rows
+
     result = make_plan(
         models,
         seq=seq,
@@ -58,12 +59,14 @@ def plan(
         fit=fit,
         cards=cards,
     )
+    plans = result.plans if isinstance(result, PlansResult) else (result,)
+    fitting = all(each.fits is not False for each in plans)
     if json:
         print_json(result)
-        return
-    plans = result.plans if isinstance(result, PlansResult) else (result,)
+        return 0 if fitting else 1
     print_table(("", *(each.model for each in plans)), [(name, *cells) for name, cells in plan_rows(plans)])
     for each in plans:
         if each.cards is not None:
             header, *rows = card_rows(each)
             print_table(header, rows, title=each.model)
+    return 0 if fitting else 1

@@ -6,22 +6,23 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from puna.cli.console import print_json, say
-from puna.cli.options import Count, Json
+from puna.cli.options import Count, Json, Text
 
 __all__ = ["app"]
 
-app = App(name="tokens")
+app = App(name="tokens", help="Learn a tokenizer; encode, decode; build token shards.")
+
+Files = Annotated[Path, Parameter(required=True)]
 
 
-@app.command
-def train(*files: Path, vocab_size: Count, out: Path, json: Json = False) -> None:
+@app.command(usage="Usage: puna tokens train FILE... --vocab-size N --out DIR")
+def train(*files: Files, vocab_size: Count, out: Path, json: Json = False) -> None:
     """Learn a byte-level BPE from files or folders.
 
-    Parameters
-    ----------
-    files: text to learn from.
-    vocab_size: tokens in all, the 256 bytes and the special tokens included.
-    out: the tokenizer's folder.
+    Args:
+        files: text to learn from.
+        vocab_size: tokens in all, the 256 bytes and the special tokens included.
+        out: the tokenizer's folder.
     """
     from puna.jobs.tokens import learn
 
@@ -33,13 +34,13 @@ def train(*files: Path, vocab_size: Count, out: Path, json: Json = False) -> Non
 
 
 @app.command
-def encode(text: str, *, tokenizer: Path, special: bool = False, json: Json = False) -> None:
+def encode(text: Text, /, *, tokenizer: Path, special: bool = False, json: Json = False) -> None:
     """Text -> ids.
 
-    Parameters
-    ----------
-    tokenizer: a tokenizer's or a model's folder.
-    special: add BOS, and read special tokens in the text as ids.
+    Args:
+        text: what to encode.
+        tokenizer: a tokenizer's or a model's folder.
+        special: add BOS, and read special tokens in the text as ids.
     """
     from puna.jobs.tokens import encode as run
 
@@ -50,13 +51,13 @@ def encode(text: str, *, tokenizer: Path, special: bool = False, json: Json = Fa
         print(" ".join(map(str, result.ids)))
 
 
-@app.command
+@app.command(usage="Usage: puna tokens decode ID... --tokenizer PATH")
 def decode(*ids: int, tokenizer: Path, json: Json = False) -> None:
     """Ids -> text.
 
-    Parameters
-    ----------
-    tokenizer: a tokenizer's or a model's folder.
+    Args:
+        ids: of the tokens.
+        tokenizer: a tokenizer's or a model's folder.
     """
     from puna.jobs.tokens import decode as run
 
@@ -67,14 +68,15 @@ def decode(*ids: int, tokenizer: Path, json: Json = False) -> None:
         print(result.text)
 
 
-@app.command
-def build(
-    *files: Path,
-    tokenizer: Annotated[Path, Parameter(help="a tokenizer's or a model's folder.")],
-    out: Annotated[Path, Parameter(help="the folder of token shards.")],
-    json: Json = False,
-) -> None:
-    """Documents -> token shards: text, source code, .jsonl with a text key, each also gzipped; folders recursively."""
+@app.command(usage="Usage: puna tokens build FILE... --tokenizer PATH --out DIR")
+def build(*files: Files, tokenizer: Path, out: Path, json: Json = False) -> None:
+    """Documents -> token shards, ready for puna train --data.
+
+    Args:
+        files: text, source code, .jsonl with a text key, each also gzipped; folders recursively.
+        tokenizer: a tokenizer's or a model's folder.
+        out: the folder of token shards.
+    """
     from puna.jobs.tokens import build as run
 
     result = run(files, tokenizer, out)

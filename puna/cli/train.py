@@ -1,25 +1,28 @@
 """`puna train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from puna.cli.console import print_json, print_table
-from puna.cli.options import Count, Json, MachineOptions, RecipeOptions
+from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, resume_stands_alone
 from puna.cli.progress import training_progress
+
+if TYPE_CHECKING:
+    from puna.jobs.train import DryRun
 
 __all__ = ["app"]
 
 app = App(name="train")
 
 
-@app.default
+@app.default(validator=resume_stands_alone)
 def train(
     *,
     out: Path,
     model: str = "small",
-    data: Annotated[tuple[str, ...], Parameter(help="a folder of token shards, DIR or DIR:weight; repeatable.")] = (),
+    data: tuple[str, ...] = (),
     validation: Path | None = None,
     steps: Count | None = None,
     tokens: Count | None = None,
@@ -36,20 +39,20 @@ def train(
 ) -> None:
     """Pretrain a model. Ctrl-C saves; --resume goes on.
 
-    Parameters
-    ----------
-    out: the run's folder.
-    model: a preset to train from scratch, or a model to continue.
-    validation: held-out token shards; without it the last 1 % of each source's documents, at least 10.
-    steps: the budget in optimizer steps.
-    tokens: the budget in tokens.
-    seconds: the budget in seconds of training.
-    batch: sequences in a step.
-    seq: tokens in a sequence.
-    learning_rate: at its peak.
-    checkpoint_every: steps between two checkpoints.
-    resume: continue the run in --out; needs nothing else.
-    dry_run: print the plan and do nothing.
+    Args:
+        out: the run's folder.
+        model: a preset to train from scratch, or a model to continue.
+        data: a folder of token shards, DIR or DIR:weight; repeatable.
+        validation: held-out token shards; without it the last 1 % of each source's documents, at least 10.
+        steps: the budget in optimizer steps; 1000 where no budget is given.
+        tokens: the budget in tokens.
+        seconds: the budget in seconds of training.
+        batch: sequences in a step.
+        seq: tokens in a sequence.
+        learning_rate: at its peak.
+        checkpoint_every: steps between two checkpoints.
+        resume: continue the run in --out with the settings of its recipe.
+        dry_run: print the plan and do nothing.
     """
     from puna.jobs import train as job
     from puna.jobs.machine import use_threads
@@ -77,7 +80,11 @@ def train(
             ),
         )
     if dry_run:
-        print_json(job.dry_run(recipe))
+        plan = job.dry_run(recipe)
+        if json:
+            print_json(plan)
+        else:
+            print_table(("", "planned"), _plan_rows(plan))
         return
     with training_progress("training") as observer:
         result = job.train(recipe, out, resume=resume, device=machine.device, observers=(observer,))
@@ -85,3 +92,10 @@ def train(
         print_json(result)
     else:
         print_table(("", str(out)), job.train_rows(result))
+
+
+def _plan_rows(plan: "DryRun") -> list[tuple[str, str]]:
+    from puna.report.numbers import human_bytes
+
+    sources = [(f"tokens in {name}", f"{tokens:,}") for name, tokens in plan.tokens.items()]
+    return [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes)), *sources]

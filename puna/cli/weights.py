@@ -7,16 +7,15 @@ from puna.cli.options import Json
 
 __all__ = ["app"]
 
-app = App(name="weights")
+app = App(name="weights", help="What a checkpoint is.")
 
 
 @app.command
-def show(model: str, *, json: Json = False) -> None:
+def show(model: str, /, *, json: Json = False) -> None:
     """What a checkpoint is: its configuration, tensors, types and sizes. Nothing is loaded.
 
-    Parameters
-    ----------
-    model: a run folder, a Hugging Face folder or a config.json.
+    Args:
+        model: a run folder, a Hugging Face folder or a config.json.
     """
     from puna.jobs.show import show as run
 

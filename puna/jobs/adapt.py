@@ -1,14 +1,15 @@
 """Fine-tuning with LoRA: a model and records -> an adapter that PEFT loads; and folding an adapter into its base."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from puna.adaptation.merge import merge as merge_into_base
 from puna.adaptation.records import (
+    Record,
     RecordCounts,
     RecordSource,
     Row,
@@ -18,6 +19,7 @@ from puna.adaptation.records import (
     read_records,
 )
 from puna.adaptation.targets import adapter_of, attach
+from puna.arch.config import ModelConfig
 from puna.arch.modules import match_linears
 from puna.errors import BadData, UsageError
 from puna.evaluation.agreement import compare_logits
@@ -25,12 +27,16 @@ from puna.evaluation.perplexity import evaluate_windows
 from puna.jobs.load import LoadedModel, find_base, find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
-from puna.jobs.recipe import apply_settings, fill, read_recipe
-from puna.jobs.run_folder import RunFolder, open_run, run_training
+from puna.jobs.recipe import apply_settings, fill, read_recipe, section
+from puna.jobs.run_folder import RunFolder, check_replaceable, open_run, run_training
+from puna.jobs.run_report import loss_section, peak_row, write_run_report
+from puna.jobs.sections import memory_section
+from puna.jobs.train import training_table
 from puna.model.linears.lora import LoraSettings
-from puna.planning.memory import peak_memory
+from puna.planning.memory import Memory, peak_memory
 from puna.planning.settings import LoraTraining, Settings
-from puna.report.numbers import human_bytes, human_number
+from puna.report.labels import label
+from puna.report.numbers import human_number
 from puna.training.checkpoint import TrainState
 from puna.training.config import TrainingConfig
 from puna.training.loop import Observer
@@ -46,11 +52,16 @@ __all__ = [
     "adapt_recipe",
     "adapt_rows",
     "merge",
+    "planned_memory",
     "resumed_recipe",
 ]
 
+_LORA = {"rank": 16, "alpha": 32.0, "targets": "all"}
+_TRAINING = {"budget": {"kind": "steps", "steps": 200}, "learning_rate": 1e-3, "weight_decay": 0.0}
 _HELD_OUT_SHARE = 10
 _PROOF_TOKENS = 256
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +73,12 @@ class AdaptRecipe:
     lora: LoraSettings
     training: TrainingConfig
     validation: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise UsageError("data: expected at least one file or folder of records", "name text, or a .jsonl file")
+        if self.lora.rank < 1:
+            raise UsageError(f"lora.rank: expected at least 1, got {self.lora.rank}", "8 or 16 are common")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,26 +110,34 @@ class MergeResult:
 
 def adapt_recipe(
     *,
-    model: str,
-    data: Sequence[Path],
-    rank: int,
-    alpha: float,
-    targets: str,
+    model: str = "",
+    data: Sequence[Path] = (),
+    rank: int | None = None,
+    alpha: float | None = None,
+    targets: str | None = None,
     training: Mapping[str, Any],
     validation: Path | None = None,
     recipe: Path | None = None,
     settings: Sequence[str] = (),
 ) -> AdaptRecipe:
-    """Put a recipe together: defaults < recipe file < settings < flags. `training` holds the flags that were given."""
+    """Put a recipe together: defaults < recipe file < settings < flags; None and empty are flags not given.
+
+    Args: targets: all, attention, mlp, or Linears joined by commas; a recipe may write a list of Linears too.
+          training: what `training_flags` made of the flags.
+    """
     table = apply_settings({} if recipe is None else read_recipe(recipe), settings)
-    table["base"] = str(find_model(model))
-    table["data"] = [str(path) for path in data]
+    if model:
+        table["base"] = str(find_model(model))
+    if data:
+        table["data"] = [str(path) for path in data]
     if validation is not None:
         table["validation"] = str(validation)
-    lora = {"rank": rank, "alpha": float(alpha), "targets": match_linears(targets)}
-    defaults = {"budget": {"kind": "steps", "steps": 200}, "learning_rate": 1e-3, "weight_decay": 0.0}
-    table["lora"] = {**lora, **table.get("lora", {})}
-    table["training"] = {**defaults, **table.get("training", {}), **training}
+    flags = {"rank": rank, "alpha": alpha, "targets": targets}
+    lora = {**_LORA, **section(table, "lora"), **{name: value for name, value in flags.items() if value is not None}}
+    if isinstance(lora["targets"], str):
+        lora["targets"] = match_linears(lora["targets"])
+    table["lora"] = lora
+    table["training"] = training_table(_TRAINING, section(table, "training"), training)
     return fill(AdaptRecipe, table)
 
 
@@ -129,7 +154,11 @@ def adapt(
     device: str = "auto",
     observers: tuple[Observer, ...] = (),
 ) -> AdaptResult:
-    """Train an adapter for the recipe's base into `out`/adapter; with `resume`, go on from the latest checkpoint."""
+    """Train an adapter for the recipe's base into `out`/adapter; with `resume`, go on from the latest checkpoint.
+
+    A finished run is not trained further: its result is made again from its last checkpoint.
+    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), NonFiniteLoss, RunLocked, UsageError.
+    """
     place, config = choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
         peak = PeakMemory(place)
@@ -137,7 +166,7 @@ def adapt(
         rows, held_out, counts = _rows(recipe, loaded)
         attach(loaded.llama, recipe.lora, config.seed)
         batches = [
-            collate(held_out[start : start + config.micro_batch]).to(place)
+            collate(held_out[start : start + config.micro_batch])
             for start in range(0, len(held_out), config.micro_batch)
         ]
         source = RecordSource(rows, config.batch, config.micro_batch, config.seed)
@@ -149,14 +178,29 @@ def adapt(
             lambda: evaluate_windows(loaded.llama, batches).nats_per_token,
             observers,
         )
-        growth = peak.growth_bytes()
-        adapter = replace(adapter_of(loaded.llama), base_sha256=weights_sha256(recipe.base))
+        result = _result(state, counts, peak.growth_bytes(), recipe, loaded, out / "adapter")
+        adapter = adapter_of(loaded.llama, base_sha256=weights_sha256(recipe.base))
         save_adapter(adapter, out / "adapter", base=str(recipe.base.resolve()))
-    return _result(state, counts, growth, recipe, loaded, out / "adapter")
+        plan = planned_memory(recipe, loaded.config)
+        sections = (loss_section("en", folder), memory_section("en", plan, result.peak_bytes))
+        write_run_report(folder, "adapt", adapt_rows(result), sections)
+    return result
+
+
+def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
+    """The planner's peak for this run, without the process's fixed share."""
+    method = LoraTraining(rank=recipe.lora.rank, targets=recipe.lora.targets)
+    batch = min(recipe.training.batch, recipe.training.micro_batch)
+    settings = Settings(method=method, seq=recipe.training.seq, batch=batch, base="float32")
+    return peak_memory(config, settings, runtime_bytes=0)
 
 
 def merge(adapter: str | Path, out: Path, *, base_model: str | Path | None = None, text: str = "") -> MergeResult:
-    """Fold an adapter into its base in float32, prove it on a text, save the merged model in `out`."""
+    """Fold an adapter into its base in float32, prove it on a text, save the merged model in `out`.
+
+    Errors: UsageError: no base, or something else stands at `out`. CheckpointMismatch: another base. FormatError.
+    """
+    check_replaceable(out)
     base = find_base(adapter) if base_model is None else find_model(base_model)
     attached, merged = load(base, adapter=adapter), load(base, adapter=adapter)
     merge_into_base(merged.llama)
@@ -171,17 +215,18 @@ def merge(adapter: str | Path, out: Path, *, base_model: str | Path | None = Non
     )
 
 
-def adapt_rows(result: AdaptResult) -> list[tuple[str, str]]:
+def adapt_rows(result: AdaptResult, lang: str = "en") -> list[tuple[str, str]]:
     """The result as lines for people."""
+    records = label(lang, "run.records", used=f"{result.records.used:,}", dropped=f"{result.records.dropped:,}")
     return [
-        ("records", f"{result.records.used:,} used, {result.records.dropped:,} dropped"),
-        ("trainable parameters", f"{result.trainable_parameters:,}"),
-        ("steps", f"{result.steps:,}"),
-        ("tokens per second", human_number(result.tokens_per_second)),
-        ("loss, nats per token", f"{result.loss_first:.3f} -> {result.loss_last:.3f}"),
-        ("held-out nats per token", f"{result.validation_nats:.3f}"),
-        ("peak memory", f"{human_bytes(result.peak_bytes)} (planned {human_bytes(result.planned_peak_bytes)})"),
-        ("adapter", result.adapter),
+        (label(lang, "run.row.records"), records),
+        (label(lang, "run.row.trainable"), f"{result.trainable_parameters:,}"),
+        (label(lang, "run.row.steps"), f"{result.steps:,}"),
+        (label(lang, "run.row.speed"), human_number(result.tokens_per_second)),
+        (label(lang, "run.row.loss"), f"{result.loss_first:.3f} → {result.loss_last:.3f}"),
+        (label(lang, "run.row.held_out"), f"{result.validation_nats:.3f}"),
+        peak_row(lang, result.peak_bytes, result.planned_peak_bytes),
+        (label(lang, "run.row.adapter"), result.adapter),
     ]
 
 
@@ -193,21 +238,32 @@ _PROOF_TEXT = (
 
 
 def _rows(recipe: AdaptRecipe, loaded: LoadedModel) -> tuple[list[Row], list[Row], RecordCounts]:
-    """Packed rows to learn from and held-out rows: a file of its own, or the last tenth of the records."""
-    seq, seed = recipe.training.seq, recipe.training.seed
+    """Packed rows to learn from and held-out rows: a file of its own, or the last tenth of the records.
+
+    A long text alone gives the last tenth of its pieces of `seq` tokens.
+    """
+    seq, seed, tokenizer = recipe.training.seq, recipe.training.seed, loaded.tokenizer
     if seq > loaded.config.max_seq_len:
-        raise UsageError(f"training.seq: expected at most the context of {loaded.config.max_seq_len}, got {seq}")
+        raise UsageError(
+            f"training.seq: expected at most the context of {loaded.config.max_seq_len}, got {seq}", "shorten --seq"
+        )
     records, counts = read_records(recipe.data)
+    held_out: list[Record] = []
     if recipe.validation is not None:
         held_out, _ = read_records([recipe.validation])
-    else:
-        cut = len(records) - max(1, len(records) // _HELD_OUT_SHARE)
-        records, held_out = records[:cut], records[cut:]
-    parts = [list(encode_records(part, loaded.tokenizer, seq)) for part in (records, held_out)]
-    if not all(parts):
+    elif len(records) > 1:
+        records, held_out = _hold_out(records)
+    learned, judged = (list(encode_records(part, tokenizer, seq)) for part in (records, held_out))
+    if not judged:
+        learned, judged = _hold_out(learned)
+    if not (learned and judged):
         raise BadData(f"{counts.used} records are too few to learn from and to hold one out", "add records")
-    rows, held_out_rows = (pack_records(part, seq, seed) for part in parts)
-    return rows, held_out_rows, counts
+    return pack_records(learned, seq, seed), pack_records(judged, seq, seed), counts
+
+
+def _hold_out(items: list[_Item]) -> tuple[list[_Item], list[_Item]]:
+    cut = len(items) - max(1, len(items) // _HELD_OUT_SHARE)
+    return items[:cut], items[cut:]
 
 
 def _result(
@@ -216,9 +272,6 @@ def _result(
     assert state.first_nats is not None
     assert state.last_nats is not None
     assert state.validation_nats is not None
-    config = recipe.training
-    method = LoraTraining(rank=recipe.lora.rank, targets=recipe.lora.targets)
-    settings = Settings(method=method, seq=config.seq, batch=min(config.batch, config.micro_batch), base="float32")
     return AdaptResult(
         trainable_parameters=sum(weight.numel() for weight in trainable(loaded.llama).values()),
         steps=state.done.steps,
@@ -228,7 +281,7 @@ def _result(
         loss_last=state.last_nats,
         validation_nats=state.validation_nats,
         peak_bytes=growth,
-        planned_peak_bytes=peak_memory(loaded.config, settings, runtime_bytes=0).total,
+        planned_peak_bytes=planned_memory(recipe, loaded.config).total,
         records=counts,
         adapter=str(adapter),
     )

@@ -20,8 +20,10 @@ from puna.evaluation.perplexity import Likelihood, evaluate_text
 from puna.jobs.load import find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
-from puna.jobs.run_folder import open_run
+from puna.jobs.run_folder import RunFolder, open_run
+from puna.jobs.run_report import ranks_section, size_section, write_run_report
 from puna.model.llama import Llama
+from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_seconds
 from puna.text.corpus import Document, cut_documents, read_documents
 from puna.tokens.tokenizer import Tokenizer
@@ -59,6 +61,8 @@ class CompressRecipe:
             raise UsageError(f"--keep: expected a share above 0 and at most 1, got {self.keep}", "0.8 keeps 80 %")
         if self.keep is not None and self.quantize is not None:
             raise UsageError("--keep together with --quantize is not built yet", "choose one of them")
+        if self.method != "auto" and self.quantize is not None:
+            raise UsageError(f"--method {self.method} together with --quantize is not built yet", "choose one of them")
         if self.quantize is None and self.method != "svd" and self.calibration is None:
             raise UsageError(
                 f"--method {self.method} needs --calibration", "name a text of the kind the model will see"
@@ -106,50 +110,50 @@ class CompressResult:
 def compress(recipe: CompressRecipe, out: Path, *, device: str = "auto") -> CompressResult:
     """Write the smaller model to `out`/model, and measure it. The same command on an unfinished `out` begins anew.
 
-    Errors: UsageError, BadData, FormatError.
+    Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, RunLocked.
     """
     started, place = time.monotonic(), choose_device(device)
     source = find_model(recipe.model)
-    with open_run(out, recipe, resume=True):
+    with open_run(out, recipe, resume=True) as folder:
         peak = PeakMemory(place)
         loaded = load(source, device=place)
+        model, tokenizer = loaded.llama, loaded.tokenizer
         fitting, judging = _texts(recipe)
-        before = evaluate_text(loaded.llama, loaded.tokenizer, *judging)
-        sizes = _parameters(loaded.llama), _bytes(loaded.llama)
+        before = evaluate_text(model, tokenizer, *judging)
+        sizes = _parameters(model), _bytes(model)
         method = "int8" if recipe.quantize else "svd" if recipe.method == "svd" else "whitened"
-        grams = _grams(loaded.llama, loaded.tokenizer, fitting) if method == "whitened" else None
-        ranks = _shrink(loaded.llama, method, recipe.wanted, decompose_linears(loaded.llama, grams))
-        difference = added_nats(before, evaluate_text(loaded.llama, loaded.tokenizer, *judging))
-        record = {"method": method, "keep": recipe.wanted}
-        save_folder(loaded.llama, out / "model", loaded.tokenizer, record)
-    return CompressResult(
-        method=method,
-        parameters_before=sizes[0],
-        parameters_after=_parameters(loaded.llama),
-        bytes_before=sizes[1],
-        bytes_after=_bytes(loaded.llama),
-        added_nats=difference.mean,
-        added_nats_low=difference.low,
-        added_nats_high=difference.high,
-        ranks=ranks,
-        seconds=time.monotonic() - started,
-        peak_bytes=peak.growth_bytes(),
-        model=str(out / "model"),
-    )
+        grams = _grams(model, tokenizer, fitting) if method == "whitened" else None
+        ranks = _shrink(model, method, recipe.wanted, decompose_linears(model, grams))
+        difference = added_nats(before, evaluate_text(model, tokenizer, *judging))
+        save_folder(model, out / "model", tokenizer, {"method": method, "keep": recipe.wanted})
+        result = CompressResult(
+            method=method,
+            parameters_before=sizes[0],
+            parameters_after=_parameters(model),
+            bytes_before=sizes[1],
+            bytes_after=_bytes(model),
+            added_nats=difference.mean,
+            added_nats_low=difference.low,
+            added_nats_high=difference.high,
+            ranks=ranks,
+            seconds=time.monotonic() - started,
+            peak_bytes=peak.growth_bytes(),
+            model=str(out / "model"),
+        )
+        _report(folder, result)
+    return result
 
 
-def compress_rows(result: CompressResult) -> list[tuple[str, str]]:
+def compress_rows(result: CompressResult, lang: str = "en") -> list[tuple[str, str]]:
     """The result as lines for people."""
+    low, high = f"{result.added_nats_low:.4f}", f"{result.added_nats_high:.4f}"
     return [
-        ("method", result.method),
-        ("numbers stored", f"{result.parameters_before:,} -> {result.parameters_after:,}"),
-        ("bytes", f"{human_bytes(result.bytes_before)} -> {human_bytes(result.bytes_after)}"),
-        (
-            "added nats per token",
-            f"{result.added_nats:.4f} ({result.added_nats_low:.4f} to {result.added_nats_high:.4f})",
-        ),
-        ("time", human_seconds(result.seconds)),
-        ("model", result.model),
+        (label(lang, "run.row.method"), result.method),
+        (label(lang, "run.row.numbers"), f"{result.parameters_before:,} → {result.parameters_after:,}"),
+        (label(lang, "run.row.bytes"), f"{human_bytes(result.bytes_before)} → {human_bytes(result.bytes_after)}"),
+        (label(lang, "run.row.added"), label(lang, "run.added", mean=f"{result.added_nats:.4f}", low=low, high=high)),
+        (label(lang, "run.row.time"), human_seconds(result.seconds)),
+        (label(lang, "run.row.model"), result.model),
     ]
 
 
@@ -181,6 +185,13 @@ def calibration_windows(tokenizer: Tokenizer, texts: Sequence[str], window: int)
         raise BadData("calibration: expected text, got none", "give a longer calibration text")
     stride = max(1, len(windows) // _WINDOWS)
     return windows[::stride][:_WINDOWS]
+
+
+def _report(folder: RunFolder, result: CompressResult, lang: str = "en") -> None:
+    sections = [size_section(lang, result.bytes_before, result.bytes_after)]
+    if result.ranks:
+        sections.append(ranks_section(lang, result.ranks))
+    write_run_report(folder, "compress", compress_rows(result, lang), sections, lang)
 
 
 def _try(

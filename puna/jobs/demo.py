@@ -4,9 +4,8 @@ Stopped at any moment, it keeps what was finished; the same command goes on from
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,37 +14,40 @@ import numpy as np
 
 from puna.arch.modules import LINEARS
 from puna.arch.presets import find_preset
-from puna.errors import FormatError
+from puna.errors import FormatError, UsageError
 from puna.evaluation.perplexity import Likelihood, evaluate_text
 from puna.evaluation.unigram import byte_unigram_bits_per_byte, token_unigram_bits_per_byte
 from puna.files import lock_folder, remove_folder, staged_folder, sweep_stale, write_text
 from puna.jobs.adapt import AdaptRecipe, AdaptResult, MergeResult, adapt, merge
-from puna.jobs.compress import Compressed, calibration_windows, compare
+from puna.jobs.compress import calibration_windows, compare
 from puna.jobs.demo_report import DemoFacts, Sample, Scores, TextFacts, write_report
+from puna.jobs.demo_result import Clock, DemoResult, summarise
 from puna.jobs.demo_text import DemoText, gather_text
 from puna.jobs.doctor import choose_precision
 from puna.jobs.load import LoadedModel, load
-from puna.jobs.recipe import dump_recipe
+from puna.jobs.recipe import dump_recipe, fill, read_recipe
 from puna.jobs.run_folder import RunFolder
-from puna.jobs.train import DataSource, TrainRecipe, train
+from puna.jobs.train import DataSource, TrainRecipe, resumed_recipe, train
 from puna.model.linears.lora import LoraSettings
-from puna.report.numbers import human_seconds
 from puna.text.corpus import Document, split_documents
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.shards import Shards, build_shards, open_shards
+from puna.tokens.streaming import TextStream
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
-from puna.training.config import TimeBudget, TrainingConfig
+from puna.training.config import Precision, TimeBudget, TrainingConfig
 from puna.training.loop import Observer
 
-__all__ = ["DemoRecipe", "DemoResult", "demo", "demo_rows"]
+__all__ = ["DemoRecipe", "demo"]
 
 _KEEPS = (0.9, 0.8, 0.6)
 _HELD_OUT = 0.04
 _JUDGED_BYTES = 1 << 18
 _ADAPT_SHARE = 0.3
 _RANK = 16
-_PARTS = ("recipe.toml", "report.html", "tokenizer", "shards", "second", "train", "adapt", "merged")
+_PARTS = ("tokenizer", "shards", "second", "train", "adapt", "merged", "report.html")
 _BYTES_PER_TOKEN_TYPE = 500
+_SMALL_TEXT_BYTES = 1 << 16
+_PROMPT_TOKENS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,106 +59,41 @@ class DemoRecipe:
     text: Path | None = None
     lang: Literal["en", "zh"] = "en"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTime:
-    """How long a part of the job took; a part that an earlier sitting had finished counts what reading it back took."""
-
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainNumbers:
-    """Pretraining, judged on held-out documents."""
-
-    tokens: int
-    tokens_per_second: float
-    loss_first: float
-    loss_last: float
-    validation_nats: float
-    bits_per_byte: float
-    token_unigram_bits_per_byte: float
-    byte_unigram_bits_per_byte: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptNumbers:
-    """Nats per token on held-out documents of the new and the old kind, before and after adaptation."""
-
-    new_before: float
-    new_after: float
-    old_before: float
-    old_after: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateNumbers:
-    """What the model wrote."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoResult:
-    """What `puna demo --json` prints."""
-
-    report: str
-    model: str
-    seconds: float
-    steps: list[StepTime]
-    train: TrainNumbers
-    adapt: AdaptNumbers
-    compress: list[Compressed]
-    generate: GenerateNumbers
-
-
-class Clock:
-    """Times the parts of the job and tells which one begins."""
-
-    def __init__(self, on_step: Callable[[str], None]) -> None:
-        self.steps: list[StepTime] = []
-        self._on_step = on_step
-        self._started = time.monotonic()
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """One part."""
-        self._on_step(name)
-        started = time.monotonic()
-        yield
-        self.steps.append(StepTime(name=name, seconds=time.monotonic() - started))
-
-    @property
-    def seconds(self) -> float:
-        """Since the clock was made."""
-        return time.monotonic() - self._started
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < math.inf:
+            raise UsageError(f"--seconds: expected more than 0, got {self.seconds}", "90 is a good beginning")
+        if self.seed < 0:
+            raise UsageError(f"--seed: expected 0 or more, got {self.seed}", "any whole number will do")
 
 
 def demo(
     recipe: DemoRecipe,
     out: Path,
     *,
-    on_step: Callable[[str], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
     observers: tuple[Observer, ...] = (),
 ) -> DemoResult:
     """Run the main job into `out`; a finished or different demo that stands there is replaced.
 
-    Errors: BadData, DiskFull, Interrupted (after saving), RunLocked.
+    Args:   tell: is given a line where a part begins, and what was left out of the text.
+    Errors: BadData, DiskFull, Interrupted (after saving), RunLocked; UsageError where `out` holds something else.
     """
-    clock = Clock(on_step)
+    clock = Clock(tell)
+    recipe = replace(recipe, text=None if recipe.text is None else recipe.text.resolve())
+    _refuse_foreign(out)
     with lock_folder(out):
-        _prepare(out, recipe)
         with clock.step("gather"):
             text = gather_text(recipe.text)
+            _tell_skipped(text, tell)
             old, old_held_out = split_documents(text.documents, _HELD_OUT, seed=recipe.seed)
             new, new_held_out = split_documents(text.second, _HELD_OUT, minimum=3, seed=recipe.seed)
+        _prepare(out, recipe)
         with clock.step("tokenizer"):
             tokenizer = _tokenizer(out / "tokenizer", old)
         with clock.step("shards"):
             shards = _shards(out / "shards" / "train", old, tokenizer)
             _shards(out / "shards" / "held_out", old_held_out, tokenizer)
-        train_recipe = _train_recipe(recipe, out, tokenizer)
+        train_recipe = _train_recipe(recipe, out, tokenizer, shards)
         with clock.step("train"):
             trained = train(train_recipe, out / "train", resume=True, observers=observers)
         base = load(trained.model)
@@ -194,35 +131,40 @@ def demo(
                 out=out,
             )
             write_text(out / "report.html", write_report(facts))
-    return _result(out, clock, facts)
+    return summarise(out, clock, facts)
 
 
-def demo_rows(result: DemoResult) -> list[tuple[str, str]]:
-    """The result as lines for people."""
-    train, adapted = result.train, result.adapt
-    shrunk = [
-        (f"{each.method} {'' if each.keep is None else f'{each.keep:.0%}'}".strip(), each) for each in result.compress
-    ]
-    return [
-        ("tokens trained on", f"{train.tokens:,} at {train.tokens_per_second:,.0f} per second"),
-        ("loss, nats per token", f"{train.loss_first:.3f} -> {train.loss_last:.3f}"),
-        ("bits per byte, held out", f"{train.bits_per_byte:.3f}"),
-        ("  token frequencies alone", f"{train.token_unigram_bits_per_byte:.3f}"),
-        ("  byte frequencies alone", f"{train.byte_unigram_bits_per_byte:.3f}"),
-        ("LoRA, new text", f"{adapted.new_before:.3f} -> {adapted.new_after:.3f} nats"),
-        ("LoRA, old text", f"{adapted.old_before:.3f} -> {adapted.old_after:.3f} nats"),
-        *((f"{name}, added nats", f"{each.added_nats:+.4f}") for name, each in shrunk),
-        ("time", human_seconds(result.seconds)),
-    ]
+def _refuse_foreign(out: Path) -> None:
+    """A folder is cleared only where its recipe is a demo's. Errors: UsageError."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is not a folder", "choose another --out")
+    if (out / "recipe.toml").exists():
+        try:
+            fill(DemoRecipe, read_recipe(out / "recipe.toml"))
+        except UsageError:
+            raise UsageError(f"{out} holds a run that is no demo", "choose another --out") from None
+    elif taken := [name for name in _PARTS if (out / name).exists()]:
+        raise UsageError(f"{out} holds no demo, but {taken[0]}", "choose another --out")
+
+
+def _tell_skipped(text: DemoText, tell: Callable[[str], None]) -> None:
+    corpus = text.corpus
+    if corpus.skipped:
+        tell(f"  {len(corpus.skipped)} files are no text and left out, first {corpus.skipped[0]}")
+    if corpus.bad_lines:
+        tell(f"  {corpus.bad_lines} lines cannot be read and are left out, first {corpus.bad_places[0]}")
 
 
 def _prepare(out: Path, recipe: DemoRecipe) -> None:
-    """Keep what an unfinished demo of the same recipe has made; clear away everything else that a demo makes."""
-    sweep_stale(out)
-    text = dump_recipe(recipe)
-    recorded = out / "recipe.toml"
-    same = recorded.exists() and recorded.read_text(encoding="utf-8") == text
-    if not same or (out / "report.html").exists():
+    """Keep what an unfinished demo of the same recipe has made; clear away everything else that a demo made.
+
+    The report goes last and the recipe is overwritten after it: stopped in between, the next run clears the rest.
+    """
+    for folder in (out, out / "shards", out / "second"):
+        sweep_stale(folder)
+    text, recorded = dump_recipe(recipe), out / "recipe.toml"
+    is_same = recorded.exists() and recorded.read_text(encoding="utf-8") == text
+    if not is_same or (out / "report.html").exists():
         for name in _PARTS:
             remove_folder(out / name)
         write_text(recorded, text)
@@ -246,23 +188,32 @@ def _shards(folder: Path, documents: Sequence[Document], tokenizer: Tokenizer) -
         return build_shards(documents, tokenizer, folder)
 
 
-def _train_recipe(recipe: DemoRecipe, out: Path, tokenizer: Tokenizer) -> TrainRecipe:
+def _train_recipe(recipe: DemoRecipe, out: Path, tokenizer: Tokenizer, shards: Shards) -> TrainRecipe:
+    """What to train: a small text gets a tiny model, since a larger one would learn it by heart."""
+    preset = "tiny" if shards.bytes < _SMALL_TEXT_BYTES else "small"
     return TrainRecipe(
-        model=replace(find_preset("small").config, vocab_size=tokenizer.vocab_size),
+        model=replace(find_preset(preset).config, vocab_size=tokenizer.vocab_size),
         training=TrainingConfig(
             budget=TimeBudget(seconds=recipe.seconds),
             batch=8,
             micro_batch=8,
             seq=256,
             learning_rate=4e-3,
-            precision=choose_precision("auto"),
+            precision=_precision(out / "train"),
             seed=recipe.seed,
             validate_every=50,
             checkpoint_every=50,
         ),
-        data=(DataSource(path=out / "shards" / "train"),),
-        validation=out / "shards" / "held_out",
+        data=(DataSource(path=(out / "shards" / "train").resolve()),),
+        validation=(out / "shards" / "held_out").resolve(),
     )
+
+
+def _precision(run: Path) -> Precision:
+    """The one that an unfinished run began with, else the one that is faster here."""
+    if RunFolder(run).recipe.exists():
+        return resumed_recipe(run).training.precision
+    return choose_precision("auto")
 
 
 def _adapt(
@@ -279,9 +230,9 @@ def _adapt(
         write_text(path, "".join(lines))
     budget = TimeBudget(seconds=recipe.seconds * _ADAPT_SHARE)
     adapt_recipe = AdaptRecipe(
-        base=out / "train" / "model",
-        data=(records[0],),
-        validation=records[1],
+        base=(out / "train" / "model").resolve(),
+        data=(records[0].resolve(),),
+        validation=records[1].resolve(),
         lora=LoraSettings(rank=_RANK, alpha=2.0 * _RANK, targets=LINEARS),
         training=replace(train_recipe.training, budget=budget, learning_rate=2e-3, weight_decay=0.0),
     )
@@ -327,7 +278,7 @@ def _samples(
     wanted = ((base, judged[0][0], 0.8, 160), (base, judged[0][-1], 0.0, 96), (attached, judged[1][0], 0.8, 160))
     samples = []
     for model, document, temperature, tokens in wanted:
-        prompt = model.tokenizer.decode(model.tokenizer.encode(document)[:12]).removesuffix("\ufffd")
+        prompt = _beginning(model.tokenizer, document)
         completion = model.generate(
             prompt, max_new_tokens=tokens, temperature=temperature, top_p=0.95, seed=recipe.seed
         )
@@ -335,6 +286,12 @@ def _samples(
             Sample(prompt=prompt, completion=completion, temperature=temperature, is_adapted=model is attached)
         )
     return samples
+
+
+def _beginning(tokenizer: Tokenizer, text: str) -> str:
+    """The first tokens of a text, without a character that they hold only half of."""
+    stream = TextStream(tokenizer)
+    return "".join(map(stream.push, tokenizer.encode(text)[:_PROMPT_TOKENS]))
 
 
 def _text_facts(text: DemoText, recipe: DemoRecipe, held_out: Sequence[Document], shards: Shards) -> TextFacts:
@@ -347,28 +304,4 @@ def _text_facts(text: DemoText, recipe: DemoRecipe, held_out: Sequence[Document]
         duplicates=text.corpus.duplicates,
         held_out=len(held_out),
         bytes_per_token=shards.bytes / len(shards),
-    )
-
-
-def _result(out: Path, clock: Clock, facts: DemoFacts) -> DemoResult:
-    new_before, new_after, old_before, old_after = (each.nats_per_token for each in facts.adapt_numbers)
-    trained, scores, sample = facts.train, facts.scores, facts.samples[0]
-    return DemoResult(
-        report=str(out / "report.html"),
-        model=trained.model,
-        seconds=clock.seconds,
-        steps=clock.steps,
-        train=TrainNumbers(
-            tokens=trained.tokens,
-            tokens_per_second=trained.tokens_per_second,
-            loss_first=trained.loss_first,
-            loss_last=trained.loss,
-            validation_nats=trained.validation_nats,
-            bits_per_byte=scores.bits_per_byte,
-            token_unigram_bits_per_byte=scores.token_unigram,
-            byte_unigram_bits_per_byte=scores.byte_unigram,
-        ),
-        adapt=AdaptNumbers(new_before=new_before, new_after=new_after, old_before=old_before, old_after=old_after),
-        compress=facts.compress,
-        generate=GenerateNumbers(text=sample.prompt + sample.completion.text),
     )

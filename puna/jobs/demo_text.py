@@ -25,7 +25,8 @@ _LEFT_OUT = {
     "test",
     "tests",
 }
-_PIECE_BYTES = 1 << 14
+_PIECE_BYTES, _SMALLEST_PIECE_BYTES = 1 << 14, 1 << 9
+_PIECES = 200  # so many pieces a small text is cut into, so that some can be held out
 _SHORT_BYTES = 200
 
 
@@ -43,16 +44,19 @@ class DemoText:
 def gather_text(folder: Path | None) -> DemoText:
     """The user's folder, or the standard library; and the second kind of text. Errors: BadData."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    corpus = read_documents([library], "library", exclude=_is_left_out) if folder is None else read_documents([folder])
-    documents = corpus.documents if folder is None else cut_documents(corpus.documents, _PIECE_BYTES)
     second_name, second = _second_kind(library)
-    return DemoText(
-        corpus=corpus,
-        documents=documents,
-        name="text.python" if folder is None else "text.folder",
-        second=second,
-        second_name=second_name,
-    )
+    if folder is None:
+        corpus = read_documents([library], "library", exclude=_is_left_out)
+        documents, name = corpus.documents, "text.python"
+    else:
+        corpus = read_documents([folder])
+        documents, name = cut_documents(corpus.documents, _piece_bytes(corpus)), "text.folder"
+    return DemoText(corpus=corpus, documents=documents, name=name, second=second, second_name=second_name)
+
+
+def _piece_bytes(corpus: Corpus) -> int:
+    text_bytes = sum(len(document.text.encode()) for document in corpus.documents)
+    return min(_PIECE_BYTES, max(_SMALLEST_PIECE_BYTES, text_bytes // _PIECES))
 
 
 def _is_left_out(path: Path) -> bool:

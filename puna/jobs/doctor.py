@@ -10,6 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,10 +53,8 @@ def doctor(*, refresh: bool = False) -> DoctorResult:
             pass  # written by another version: measure again
     result = _measure()
     if path is not None:
-        try:
+        with suppress(DiskFull, OSError):  # the cache is a convenience
             write_json(path, asdict(result))
-        except DiskFull:
-            return result  # the cache is a convenience
     return result
 
 

@@ -89,9 +89,11 @@ def load(
         path, adapter = find_base(path), path
     folder = find_model(path)
     llama = load_folder(folder, device, dtype)
-    notices = list(read_header(folder).stored.notices)
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    tokenizer = load_tokenizer(folder) if has_tokenizer else None
+    stored = read_header(folder).stored
+    notices = list(stored.notices)
+    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    if tokenizer is not None and not set(stored.eos_ids) <= set(tokenizer.eos_ids):
+        notices.append(f"{folder}: config.json ends at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}")
     if adapter is not None:
         notices += _attach(llama, folder, Path(adapter))
     return LoadedModel(llama, tokenizer, notices)

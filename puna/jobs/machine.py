@@ -23,6 +23,8 @@ def choose_device(asked: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device '{asked}': {str(error).splitlines()[0]}", "puna doctor lists the devices") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device '{asked}': expected cpu or cuda", "puna doctor lists the devices")
     return device
 
 

@@ -20,7 +20,7 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
             self.start_bytes = torch.cuda.memory_allocated(device)
@@ -30,7 +30,7 @@ class PeakMemory:
 
     def growth_bytes(self) -> int:
         """Peak minus what was held at the start."""
-        peak = torch.cuda.max_memory_allocated() if self._cuda else _high_water_bytes()
+        peak = torch.cuda.max_memory_allocated(self._device) if self._cuda else _high_water_bytes()
         return max(0, peak - self.start_bytes)
 
 

@@ -1,12 +1,12 @@
 """A run's folder: recipe.toml, metrics.jsonl, checkpoints/, the result (model/ or adapter/), report.html."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from puna.errors import CheckpointMismatch, DiskFull, UsageError
-from puna.files import LineLog, lock_folder, sweep_stale, write_text
+from puna.errors import CheckpointMismatch, DiskFull, Interrupted, PunaError, UsageError
+from puna.files import MANIFEST, LineLog, lock_folder, remove_folder, sha256_file, sweep_stale, write_text
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.signals import stop_request
 from puna.model.llama import Llama
@@ -22,7 +22,7 @@ from puna.training.config import TrainingConfig
 from puna.training.loop import Event, LoopHooks, Observer, StepEvent, run_loop
 from puna.training.optimizer import build_optimizer
 
-__all__ = ["RunFolder", "open_run", "run_training"]
+__all__ = ["RunFolder", "check_replaceable", "open_run", "run_training"]
 
 _SAVES_MAY_FAIL = 2
 
@@ -58,10 +58,11 @@ class RunFolder:
 def open_run(path: Path, recipe: object, *, resume: bool) -> Iterator[RunFolder]:
     """Lock the folder, clear what a killed run left unfinished, and record the recipe.
 
-    Errors: RunLocked; UsageError where a run is already there and `resume` is off; CheckpointMismatch where the
-    recipe on disk is another one.
+    Errors: RunLocked; UsageError where a run is already there and `resume` is off, or something that is no run;
+            CheckpointMismatch where the recipe on disk is another one.
     """
     folder, text = RunFolder(path), dump_recipe(recipe)
+    _refuse_foreign(folder)
     with lock_folder(path):
         sweep_stale(path)
         sweep_stale(folder.checkpoints)
@@ -69,10 +70,24 @@ def open_run(path: Path, recipe: object, *, resume: bool) -> Iterator[RunFolder]
             if not resume:
                 raise UsageError(f"{path} already holds a run", "continue it with --resume, or choose another --out")
             if folder.recipe.read_text(encoding="utf-8") != text:
-                raise CheckpointMismatch(f"{folder.recipe}: another recipe", "resume without changed settings")
+                raise CheckpointMismatch(
+                    f"{folder.recipe}: another recipe", "resume without changed settings, or choose another folder"
+                )
         else:
             write_text(folder.recipe, text)
-        yield folder
+        try:
+            yield folder
+        except PunaError as error:
+            if not isinstance(error, Interrupted):
+                _forget(folder)
+            raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to put a result where something stands that puna did not write. Errors: UsageError."""
+    is_ours = path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir()))
+    if path.exists() and not is_ours:
+        raise UsageError(f"{path} holds something else", "choose another --out, or empty it first")
 
 
 def run_training(
@@ -87,32 +102,49 @@ def run_training(
 
     Errors: Interrupted after saving, when a signal asked to stop; NonFiniteLoss; DiskFull after three failed saves.
     """
-    optimizer = build_optimizer(model, config)
+    optimizer, recipe = build_optimizer(model, config), sha256_file(folder.recipe)
     latest = latest_checkpoint(folder.checkpoints)
-    state = TrainState() if latest is None else load_checkpoint(latest, model, optimizer)
-    log = LineLog(folder.metrics, state.metrics_bytes)
+    state = TrainState() if latest is None else load_checkpoint(latest, model, optimizer, recipe)
     failures = 0
 
     def save(state: TrainState) -> None:
         nonlocal failures
         try:
             state = replace(state, metrics_bytes=log.sync())
-            save_checkpoint(folder.checkpoints, model, optimizer, state, {"recipe": folder.recipe.name})
+            save_checkpoint(folder.checkpoints, model, optimizer, state, {"recipe": recipe})
             prune_checkpoints(folder.checkpoints, config.keep_checkpoints, state.best_step)
             failures = 0
         except DiskFull as error:
             failures += 1
-            if failures > _SAVES_MAY_FAIL or config.budget.progress(state.done) >= 1:
+            is_last = bool(stop) or config.budget.progress(state.done) >= 1
+            if is_last or failures > _SAVES_MAY_FAIL:
                 raise
             log.append({"event": "save_failed", "step": state.done.steps, "message": error.message})
 
-    with stop_request() as stop:
+    with closing(LineLog(folder.metrics, state.metrics_bytes)) as log, stop_request() as stop:
         hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop))
         state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log)))
-    log.close()
     if config.budget.progress(state.done) < 1:
         stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
     return state
+
+
+def _refuse_foreign(folder: RunFolder) -> None:
+    """A folder with anything in it that no run leaves behind is not ours to sweep."""
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is not a folder", "choose another --out")
+    if path.exists() and not folder.recipe.exists():
+        for entry in path.iterdir():
+            if not (entry.name == ".lock" or entry.name.startswith(f"{folder.recipe.name}.tmp-")):
+                raise UsageError(f"{path} holds no run, but {entry.name}", "choose another --out")
+
+
+def _forget(folder: RunFolder) -> None:
+    """Take back the record of a run that failed before it saved anything: the mended command may use the folder."""
+    if {entry.name for entry in folder.path.iterdir()} <= {".lock", folder.recipe.name, folder.metrics.name}:
+        remove_folder(folder.recipe)
+        remove_folder(folder.metrics)
 
 
 def _metrics(log: LineLog) -> Observer:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -30,7 +31,10 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Within the block a first signal only sets the request; on leaving, the old handlers are back."""
+    """Within the block a first signal only sets the request; on leaving, the old handlers are back.
+
+    Outside the main thread, which alone receives signals, nothing is changed and nothing is ever asked.
+    """
     request = StopRequest()
 
     def handle(signum: int, _frame: FrameType | None) -> None:
@@ -38,9 +42,10 @@ def stop_request() -> Iterator[StopRequest]:
             os._exit(128 + signum)
         request.signum = signum
 
-    previous = {signum: signal.signal(signum, handle) for signum in _SIGNALS}
+    is_main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+    previous = {signum: signal.signal(signum, handle) for signum in _SIGNALS if is_main}
     try:
         yield request
     finally:
         for signum, handler in previous.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from puna.errors import UsageError
 from puna.files import staged_folder
+from puna.jobs.run_folder import check_replaceable
 from puna.text.corpus import read_documents
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.shards import build_shards
@@ -47,6 +48,7 @@ class BuildResult:
 def learn(files: Sequence[Path], vocab_size: int, out: Path) -> LearnResult:
     """Learn a byte-level BPE from the files' text and save it in `out`. Errors: BadData, UsageError, DiskFull."""
     started = time.monotonic()
+    check_replaceable(out)
     texts = [document.text for document in read_documents(files).documents]
     tokenizer = learn_tokenizer(texts, vocab_size)
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
@@ -76,8 +78,9 @@ def decode(ids: Sequence[int], tokenizer: Path) -> CodeResult:
 
 
 def build(files: Sequence[Path], tokenizer: Path, out: Path) -> BuildResult:
-    """Documents -> token shards in `out`, the tokenizer beside them."""
+    """Documents -> token shards in `out`, the tokenizer beside them. Errors: BadData, UsageError, DiskFull."""
     started = time.monotonic()
+    check_replaceable(out)
     corpus = read_documents(files)
     shards = build_shards(corpus.documents, load_tokenizer(tokenizer), out)
     return BuildResult(

@@ -94,18 +94,16 @@ class _ChunkedNats(torch.autograd.Function):
 
 
 def _nats_and_gradient(logits_CV: Tensor, targets_C: Tensor, *, backward: bool) -> tuple[Tensor, Tensor]:
-    """Summed nats of a chunk, and softmax - onehot in the logits' dtype; the softmax itself is formed in float32."""
-    at_least_float32 = torch.promote_types(logits_CV.dtype, torch.float32)
-    scores_CV = logits_CV.to(at_least_float32)
+    """Summed nats of a chunk, and softmax - onehot in the logits' dtype; both formed in float32 or wider."""
+    wide = torch.promote_types(logits_CV.dtype, torch.float32)
+    log_probabilities_CV = torch.log_softmax(logits_CV, dim=-1, dtype=wide)
     target_C1 = targets_C[:, None]
-    target_scores_C1 = scores_CV.gather(-1, target_C1)
-    logsumexp_C1 = scores_CV.logsumexp(-1, keepdim=True)
-    nats = (logsumexp_C1 - target_scores_C1).sum(dtype=torch.float64)
+    nats = -log_probabilities_CV.gather(-1, target_C1).sum(dtype=torch.float64)
     if not backward:
-        return nats, scores_CV
-    probabilities_CV = scores_CV.sub_(logsumexp_C1).exp_()  # a Linear does not keep its output: it may be overwritten
-    probabilities_CV.scatter_add_(-1, target_C1, probabilities_CV.new_full((1, 1), -1.0).expand_as(target_C1))
-    return nats, probabilities_CV.to(logits_CV.dtype)
+        return nats, log_probabilities_CV
+    gradient_CV = log_probabilities_CV.exp_()
+    gradient_CV.scatter_add_(-1, target_C1, gradient_CV.new_full((1, 1), -1.0).expand_as(target_C1))
+    return nats, gradient_CV.to(logits_CV.dtype)
 
 
 def _chunks(head: AnyLinear, tokens: int) -> Iterator[slice]:

@@ -1,11 +1,16 @@
-"""RMSNorm: y = gain * x / sqrt(mean(x^2) + eps), over the features, in float32 or wider.
+"""RMSNorm: y = gain * x * rho, rho = 1 / sqrt(mean(x^2) + eps), over the features, in float32 or wider.
 
+    dx = rho u - x rho^3 mean(x u),  u = gain * dy;   dgain = sum over tokens of dy * x * rho
+
+Written out, forward and backward read x twice and keep nothing but x and rho: on CPU 11 times as fast as the composite
+of torch's operators, which was a third of a training step (docs/findings.md).
 Source: Zhang & Sennrich 2019, arXiv:1910.07467; eps inside the root, as in Llama.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 __all__ = ["RMSNorm"]
 
@@ -20,5 +25,28 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Args: x_BTD (..., D). Returns: the same shape in x's dtype; cast back before the gain, as Hugging Face does."""
-        wide_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
-        return self.weight * F.rms_norm(wide_BTD, self.weight.shape, eps=self.eps).to(x_BTD.dtype)
+        return _RMSNorm.apply(x_BTD, self.weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
+        wide = _widen(x)
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        rho = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, gain_D, rho)
+        return (wide * rho).to(x.dtype).mul_(gain_D)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain_D, rho = ctx.saved_tensors
+        dy, wide, gain = _widen(upstream[0]), _widen(x), _widen(gain_D)
+        dy_x_ND = (dy * wide).flatten(0, -2)
+        dgain_D = dy_x_ND.T.mv(rho.flatten())
+        mean_x_u = dy_x_ND.mv(gain).view_as(rho) / x.shape[-1]
+        dx = (dy * gain).mul_(rho).addcmul_(wide, rho.pow(3).mul_(mean_x_u), value=-1)
+        return dx.to(x.dtype), dgain_D.to(gain_D.dtype), None
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

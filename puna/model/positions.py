@@ -4,6 +4,8 @@ Scores then depend on the distance of two tokens only. Half-split pairs, as in H
 Source: Su et al. 2021, arXiv:2104.09864, section 3.4.2.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,28 @@ def apply_rope(x_BTHE: Tensor, cos_BTP: Tensor, sin_BTP: Tensor) -> Tensor:
     Args:    cos_BTP, sin_BTP: float32; P = E/2.
     Returns: y_BTHE in x's dtype; the rotation itself is done in float32 or wider.
     """
-    first, second = x_BTHE.to(torch.promote_types(x_BTHE.dtype, torch.float32)).chunk(2, dim=-1)
-    cos, sin = cos_BTP[..., None, :], sin_BTP[..., None, :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHE.dtype)
+    return _Rotation.apply(x_BTHE, cos_BTP[..., None, :], sin_BTP[..., None, :])
+
+
+class _Rotation(torch.autograd.Function):
+    """The way back is the rotation by the opposite angle: nothing but the angles is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x_BTHE, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(upstream[0], cos, -sin), None, None
+
+
+def _rotate(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide_BTHE = x_BTHE.to(torch.promote_types(x_BTHE.dtype, torch.float32))
+    first, second = wide_BTHE.chunk(2, dim=-1)
+    y_BTHE = torch.empty_like(wide_BTHE, memory_format=torch.contiguous_format)
+    y_first, y_second = y_BTHE.chunk(2, dim=-1)
+    torch.mul(first, cos, out=y_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=y_second).addcmul_(first, sin)
+    return y_BTHE.to(x_BTHE.dtype)

@@ -34,5 +34,5 @@ def replace_linear(model: Llama, path: str, new: AnyLinear) -> None:
 
 def replace_linears(model: Llama, names: tuple[str, ...], build: Callable[[str, AnyLinear], AnyLinear]) -> None:
     """Replace each named Linear by what `build(path, old)` makes of it."""
-    for path, old in list(named_linears(model, names)):
+    for path, old in named_linears(model, names):
         replace_linear(model, path, build(path, old))

@@ -127,7 +127,7 @@ def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]
     }
     if isinstance(settings.method, LoraTraining):
         parts["lora_middle"] = c * settings.method.rank * len(settings.method.targets)
-    return parts | _unfused_activations(config, settings) | _own_activations(config, settings)
+    return parts | _unfused_activations(config, settings) | _own_activations(settings)
 
 
 def _unfused_activations(config: ModelConfig, settings: Settings) -> dict[str, int]:
@@ -142,29 +142,14 @@ def _unfused_activations(config: ModelConfig, settings: Settings) -> dict[str, i
     return surcharges
 
 
-def _own_activations(config: ModelConfig, settings: Settings) -> dict[str, int]:
-    """What this project's float32 layers keep beside the fused minimum.
-
-    A trained gain keeps its input; v is a view of the joined q, k, v product and keeps all of it alive.
-    """
-    if settings.compute_bytes < 4:
-        return {}
-    trains_gains = isinstance(settings.method, FullTraining)
-    return {
-        "inverse_rms": 2 * 4,
-        "normed": 4 * 2 * config.dim * trains_gains,
-        "joined_product": 4 * (config.q_dim + config.kv_dim) * _is_joined(settings, "q_proj"),
-    }
+def _own_activations(settings: Settings) -> dict[str, int]:
+    """What this project's float32 layers keep otherwise: 1 / rms of two norms; silu(gate) is formed again."""
+    return {"inverse_rms": 2 * 4, "activated_gate": 0} if settings.compute_bytes == 4 else {}
 
 
 def _layer_bytes(config: ModelConfig, settings: Settings) -> int:
-    """One layer from forward to backward: its activations, and in float32 the joined copies of its weights."""
-    joined = 0
-    if settings.compute_bytes == 4:
-        shapes = linear_shapes(config)
-        groups = (shares_input(name) for name in ("q_proj", "gate_proj") if _is_joined(settings, name))
-        joined = 4 * sum(prod(shapes[name]) for group in groups for name in group)
-    return settings.tokens * sum(layer_activations(config, settings).values()) + joined
+    """One layer from forward to backward."""
+    return settings.tokens * sum(layer_activations(config, settings).values())
 
 
 def _kept(config: ModelConfig, settings: Settings) -> int:
@@ -218,9 +203,3 @@ def _dequantised(config: ModelConfig, settings: Settings) -> int:
 def _keep_inputs(settings: Settings) -> tuple[str, ...]:
     method = settings.method
     return method.targets if isinstance(method, LoraTraining) else ("q_proj", "gate_proj", "down_proj")
-
-
-def _is_joined(settings: Settings, name: str) -> bool:
-    """Whether the Linears that read `name`'s input multiply as one product: all of them are still dense."""
-    method = settings.method
-    return not (isinstance(method, LoraTraining) and set(method.targets) & set(shares_input(name)))

@@ -68,12 +68,19 @@ class WindowSource:
 
 
 def ordered_windows(shards: Shards, seq: int, batch: int, limit: int | None = None) -> list[Batch]:
-    """Windows from the start, in order, at most `limit` of them: what validation reads."""
+    """Windows from the start, in order, at most `limit` of them: what validation reads.
+
+    Text shorter than a window is one shorter window. Errors: BadData where there is no token with context.
+    """
+    seq = min(seq, len(shards) - 1)
+    if seq < 1:
+        raise BadData(f"held-out text: expected at least 2 tokens, got {len(shards)}", "hold out more text")
     count = (len(shards) - 1) // seq
-    starts = np.arange(count if limit is None else min(limit, count)) * seq
+    starts = [index * seq for index in range(count if limit is None else min(limit, count))]
     result = []
-    for group in np.split(starts, range(batch, len(starts), batch)):
-        ids = torch.from_numpy(np.stack([shards.window(int(start), seq + 1) for start in group]))
+    for first in range(0, len(starts), batch):
+        windows = [shards.window(start, seq + 1) for start in starts[first : first + batch]]
+        ids = torch.from_numpy(np.stack(windows))
         result.append(Batch(ids_BT=ids[:, :-1], targets_BT=ids[:, 1:]))
     return result
 

@@ -6,16 +6,18 @@ A step's folder holds `state.safetensors` (trained parameters, optimizer moments
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from puna.errors import CheckpointMismatch, UsageError
-from puna.files import read_json, remove_folder, staged_folder, verify_folder, write_json
+from puna.errors import CheckpointMismatch, DiskFull, FormatError
+from puna.files import free_bytes, read_json, remove_folder, staged_folder, verify_folder, write_json
 from puna.training.config import Done
 from puna.training.optimizer import trainable
 
@@ -27,7 +29,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """The counters of a run; the order of data is a function of `steps` alone."""
+    """The counters of a run; the order of data is a function of `done.steps` alone.
+
+    best_step: of the steps that were saved, the one with the lowest nats on held-out text.
+    """
 
     done: Done = field(default_factory=Done)
     first_nats: float | None = None
@@ -42,38 +47,52 @@ def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: Optimizer, state: TrainState, record: Mapping[str, object]
 ) -> Path:
     """Write `folder/step_NNNNNN`; return its path. Errors: DiskFull; earlier checkpoints are untouched."""
-    final = folder / f"step_{state.done.steps:06d}"
+    final = folder / _name(state.done.steps)
     record = {**record, "step": state.done.steps, "torch": torch.__version__, "threads": torch.get_num_threads()}
     with staged_folder(final, record) as temporary:
-        save_file(_tensors(model, optimizer), temporary / "state.safetensors")
+        _write_tensors(temporary / "state.safetensors", _tensors(model, optimizer))
         write_json(temporary / "state.json", asdict(state))
     return final
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The highest step whose manifest verifies, or None."""
+    """The highest step whose manifest verifies; None where no step was saved.
+
+    Errors: CheckpointMismatch where steps were saved and every one of them is damaged.
+    """
+    damaged = None
     for path in reversed(_steps(folder)):
         try:
             verify_folder(path)
-        except (CheckpointMismatch, UsageError):
+        except (CheckpointMismatch, FormatError) as error:
+            damaged = error
             continue
         return path
+    if damaged is not None:
+        hint = f"restore a step, or remove {folder} to train from the beginning"
+        raise CheckpointMismatch(f"every checkpoint is damaged; the first: {damaged.message}", hint)
     return None
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> TrainState:
-    """Put a checkpoint's tensors into the model and its optimizer. Errors: CheckpointMismatch naming the tensor."""
-    verify_folder(path)
-    tensors = load_file(path / "state.safetensors")
-    weights = trainable(model)
-    expected = {name for weight in weights for name in _names(weight)} | {"random.cpu"}
-    for name in sorted(expected ^ tensors.keys()):
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, recipe: str | None = None) -> TrainState:
+    """Put a checkpoint's tensors into the model and its optimizer.
+
+    Args:   recipe: what the checkpoint's record must say under this name; None accepts any.
+    Errors: CheckpointMismatch naming the recipe or the tensor, FormatError; model and optimizer are then unchanged.
+    """
+    hint = "resume with the recipe that the run was started with"
+    if recipe not in (None, verify_folder(path).get("recipe")):
+        raise CheckpointMismatch(f"{path}: saved under another recipe", hint)
+    tensors, weights = load_file(path / "state.safetensors"), trainable(model)
+    expected = _forms(weights)
+    for name in sorted(expected.keys() ^ tensors.keys()):
         problem = "missing from the checkpoint" if name in expected else "unknown to this model"
-        raise CheckpointMismatch(f"{path}: {name} is {problem}", "resume with the recipe that the run was started with")
+        raise CheckpointMismatch(f"{path}: {name} is {problem}", hint)
+    for name, form in expected.items():
+        if form != (got := _form(tensors[name])):
+            raise CheckpointMismatch(f"{path}: {name}: expected {form}, got {got}", hint)
     for name, weight in weights.items():
         stored, *moments = (tensors[key] for key in _names(name))
-        if stored.shape != weight.shape:
-            raise CheckpointMismatch(f"{path}: {name}: expected {tuple(weight.shape)}, got {tuple(stored.shape)}")
         weight.data.copy_(stored)
         optimizer.state[weight] = {key: moment.to(weight.device) for key, moment in zip(_MOMENTS, moments, strict=True)}
     torch.set_rng_state(tensors["random.cpu"])
@@ -82,10 +101,24 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Train
 
 
 def prune_checkpoints(folder: Path, keep: int, best_step: int | None = None) -> None:
-    """Remove all but the last `keep` steps and the best one."""
+    """Remove all but the last `keep` steps and the best one; what cannot be removed stays until the next time."""
     for path in _steps(folder)[:-keep]:
-        if path.name != f"step_{-1 if best_step is None else best_step:06d}":
-            remove_folder(path)
+        if best_step is None or path.name != _name(best_step):
+            with suppress(OSError):
+                remove_folder(path)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # it hides the system's error number; these tensors can only fail on the disk
+        raise DiskFull(
+            f"{path}: {error}; {free_bytes(path):,} bytes are free", "free some space; earlier steps are untouched"
+        ) from None
+
+
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -95,6 +128,19 @@ def _steps(folder: Path) -> list[Path]:
 
 def _names(weight: str) -> list[str]:
     return [f"weight.{weight}", *(f"{moment}.{weight}" for moment in _MOMENTS)]
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _forms(weights: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Type and shape of everything a checkpoint of these weights holds."""
+    forms = {"random.cpu": _form(torch.get_rng_state())}
+    for name, weight in weights.items():
+        like, steps = _form(weight), _form(torch.zeros(()))
+        forms.update(zip(_names(name), (like, like, like, steps), strict=True))
+    return forms
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

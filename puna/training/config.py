@@ -69,7 +69,7 @@ Budget = StepBudget | TokenBudget | TimeBudget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """Sizes are in sequences and tokens, shares run from 0 to 1."""
+    """Sizes are in sequences and tokens; warm-up, final learning rate and betas are shares."""
 
     budget: Budget
     batch: int = 8
@@ -92,9 +92,18 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "micro_batch", "seq", "validate_every", "checkpoint_every", "learning_rate", "clip"):
             _positive(f"training.{name}", getattr(self, name))
-        for name in ("warmup", "final_learning_rate", "beta1", "beta2"):
+        for name in ("warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"training.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+                raise UsageError(f"training.{name}: expected at least 0 and below 1, got {getattr(self, name)}")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise UsageError(
+                f"training.final_learning_rate: expected a share from 0 to 1, got {self.final_learning_rate}",
+                "0.05 ends at a twentieth of learning_rate",
+            )
+        if not self.weight_decay >= 0:
+            raise UsageError(f"training.weight_decay: expected 0 or more, got {self.weight_decay}", "0.1 is usual")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"training.seed: expected 0 to 2^63 - 1, got {self.seed}", "any such number will do")
         if self.batch % self.micro_batch and self.batch > self.micro_batch:
             raise UsageError(
                 f"training.micro_batch: expected a divisor of batch = {self.batch}, got {self.micro_batch}",

@@ -73,7 +73,7 @@ def run_loop(
 
     Errors: NonFiniteLoss; the last checkpoint stands.
     """
-    started_at, step_seconds, finished = state.done.steps, 0.0, config.budget.progress(state.done) >= 1
+    step_seconds, is_saved, finished = 0.0, True, config.budget.progress(state.done) >= 1
     while not (finished or hooks.should_stop()):
         started = time.monotonic()
         rate = learning_rate(config, config.budget.progress(_expected(state.done, config, step_seconds)))
@@ -84,11 +84,13 @@ def run_loop(
         progress = config.budget.progress(state.done)
         finished = progress >= 1
         _tell(observers, _step_event(state, outcome, rate, progress))
-        if finished or state.done.steps % config.validate_every == 0:
+        is_saved = finished or state.done.steps % config.checkpoint_every == 0
+        if is_saved or state.done.steps % config.validate_every == 0:
             state = _validate(state, hooks, observers)
-        if finished or state.done.steps % config.checkpoint_every == 0:
+        if is_saved:
+            state = _rank(state)
             hooks.save(state)
-    if not finished and state.done.steps > started_at:
+    if not (finished or is_saved):
         hooks.save(state)
     return state
 
@@ -128,9 +130,15 @@ def _step_event(state: TrainState, outcome: StepOutcome, rate: float, progress: 
 def _validate(state: TrainState, hooks: LoopHooks, observers: Sequence[Observer]) -> TrainState:
     nats = hooks.validate()
     _tell(observers, ValidationEvent(step=state.done.steps, tokens=state.done.tokens, nats=nats))
-    if state.best_validation_nats is not None and state.best_validation_nats <= nats:
-        return replace(state, validation_nats=nats)
-    return replace(state, validation_nats=nats, best_validation_nats=nats, best_step=state.done.steps)
+    return replace(state, validation_nats=nats)
+
+
+def _rank(state: TrainState) -> TrainState:
+    """Whether the step about to be saved, just validated, is the best so far."""
+    assert state.validation_nats is not None
+    if state.best_validation_nats is not None and state.validation_nats >= state.best_validation_nats:
+        return state
+    return replace(state, best_validation_nats=state.validation_nats, best_step=state.done.steps)
 
 
 def _tell(observers: Sequence[Observer], event: Event) -> None:

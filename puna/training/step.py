@@ -46,7 +46,12 @@ def batch_nats(model: Llama, batch: Batch) -> Nats:
 def train_step(
     model: Llama, optimizer: Optimizer, batches: Sequence[Batch], *, rate: float, clip: float, precision: Precision
 ) -> StepOutcome:
-    """Change the trainable parameters once. Errors: NonFiniteLoss, before anything is changed."""
+    """Change the trainable parameters once.
+
+    Args:   rate: learning rate of this step; clip: the gradient's largest norm; batches may lie on any device.
+    Errors: NonFiniteLoss, BadData (no target), before anything is changed.
+    """
+    device = model.norm.weight.device
     targets = sum(batch.targets for batch in batches)
     if targets == 0:
         raise BadData(
@@ -55,8 +60,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for batch in batches:
-        with autocast(precision, batch.ids_BT.device):
-            nats = batch_nats(model, batch)
+        with autocast(precision, device):
+            nats = batch_nats(model, batch.to(device))
         (nats.sum / targets).backward()
         total += float(nats.sum.detach())
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]

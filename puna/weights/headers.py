@@ -5,6 +5,7 @@ misplaced tensors are refused by name; nothing is guessed. Format: docs/formats.
 """
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,22 +100,28 @@ def find_folder(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / CONFIG_FILE).is_file():
             return folder
-    for pattern, name in _OTHER_FORMATS.items():
-        if path.match(pattern) or (path.is_dir() and any(path.glob(pattern))):
-            raise FormatError(path, "format", "a Hugging Face folder", name, f"{name} is not supported here yet")
+    _refuse_other_formats(path)
     raise FormatError(path, "format", "a folder with config.json and model.safetensors", "no config.json")
 
 
 def file_inside(folder: Path, name: str) -> Path:
     """The path of a file in the folder. Errors: FormatError: a link that leads out of it."""
     path = folder / name
-    if path.resolve().parent != folder.resolve():
-        raise FormatError(path, "file", f"a file inside {folder}", path.resolve(), "copy the file into the folder")
+    real = Path(os.path.realpath(path))  # Path.resolve raises where links go in a circle
+    if real.parent != Path(os.path.realpath(folder)):
+        raise FormatError(path, "file", f"a file inside {folder}", real, "copy the file into the folder")
     return path
 
 
 def _config_file(path: Path) -> Path:
-    return path if path.is_file() and path.suffix == ".json" else file_inside(find_folder(path), CONFIG_FILE)
+    is_config = path.is_file() and path.suffix == ".json" and path.name != "params.json"
+    return path if is_config else file_inside(find_folder(path), CONFIG_FILE)
+
+
+def _refuse_other_formats(path: Path) -> None:
+    for pattern, name in _OTHER_FORMATS.items():
+        if path.match(pattern) or (path.is_dir() and any(path.glob(pattern))):
+            raise FormatError(path, "format", "a Hugging Face folder", name, f"{name} is not supported here yet")
 
 
 def _read_tensors(folder: Path) -> tuple[TensorHeader, ...]:
@@ -123,6 +130,8 @@ def _read_tensors(folder: Path) -> tuple[TensorHeader, ...]:
         raise FormatError(folder, INDEX_FILE, f"{WEIGHTS_FILE} or shards", "both", "remove the one that is not meant")
     if has_index:
         return _read_shards(folder, read_object(folder / INDEX_FILE))
+    if not has_file:
+        _refuse_other_formats(folder)
     return read_tensor_headers(file_inside(folder, WEIGHTS_FILE))[0]
 
 

@@ -8,6 +8,7 @@ import torch
 import puna
 from puna.adaptation.targets import adapter_of, attach, named_loras
 from puna.errors import CheckpointMismatch, FormatError, UsageError
+from puna.evaluation.perplexity import evaluate_text
 from puna.jobs.load import find_base, find_model, load
 from puna.model.linears.lora import LoraSettings
 from puna.tokens.learning import learn_tokenizer
@@ -57,7 +58,7 @@ def test_generate_continues_a_text_and_refuses_unknown_settings(run):
     loaded = load(run)
     completion = loaded.generate("A llama", max_new_tokens=5, temperature=0.0)
     assert 1 <= completion.new_tokens <= 5
-    assert completion == loaded.generate("A llama", max_new_tokens=5, top_k=1) or completion.ids
+    assert completion.ids == loaded.generate("A llama", max_new_tokens=5, top_k=1, seed=9).ids
     with pytest.raises(UsageError, match="temprature") as caught:
         loaded.generate("A llama", temprature=0.5)
     assert "temperature" in caught.value.hint
@@ -126,12 +127,13 @@ def test_a_folder_without_config_and_other_formats_are_refused(tmp_path):
             find_model(path)
 
 
-def test_what_a_config_asks_in_vain_is_a_notice(run):
+@pytest.mark.parametrize("change", [{"auto_map": {"AutoModel": "evil.py"}}, {"eos_token_id": [3, 5]}])
+def test_what_a_config_asks_in_vain_is_a_notice(run, change):
     path = run / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "evil.py"}}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     (run / "model" / "MANIFEST.json").unlink()
     (notice,) = load(run).notices
-    assert "auto_map" in notice
+    assert "auto_map" in notice or "(3, 5)" in notice
 
 
 def test_the_real_checkpoint_gives_the_reference_tokens(shared_data):
@@ -146,3 +148,13 @@ def test_the_real_checkpoint_gives_the_reference_tokens(shared_data):
         assert logits[prompt - 1 : -1].argmax(-1).tolist() == expected["greedy"][prompt:]
         first16 = torch.tensor(expected["last_logits_first16"])
         assert (logits[prompt - 1, :16] - first16).abs().max() <= 1e-4 * logits[prompt - 1].abs().max()
+
+
+def test_the_real_adapter_gives_the_reference_likelihood(shared_data):
+    small = shared_data / "checkpoints" / "small"
+    expected = json.loads((small / "reference.json").read_text())["adapter"]["shakespeare_tail"]
+    text = (shared_data / "texts" / "tinyshakespeare.txt").read_text()[1_000_000:]
+    loaded = load(small / "adapter")
+    likelihood = evaluate_text(loaded.llama, loaded.tokenizer, text, window=256)
+    whole = likelihood.window_nats[: expected["tokens"] // 256]  # the reference leaves the last, shorter window out
+    assert sum(whole) / expected["tokens"] == pytest.approx(expected["nats_per_token"], rel=1e-6)

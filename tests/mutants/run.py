@@ -50,8 +50,11 @@ def main(parts: list[str]) -> int:
         print("no mutant has such a name", file=sys.stderr)
         return 2
     with copied_tree() as tree:
-        if run_tests(tree, *sorted({mutant.test for mutant in mutants})) != 0:
-            print("the named tests fail without any mutant; mend them first", file=sys.stderr)
+        untouched = run_tests(tree, *sorted({mutant.test for mutant in mutants}))
+        if untouched.returncode != 0:
+            print(
+                untouched.stdout, "the named tests fail without any mutant; mend them first", sep="\n", file=sys.stderr
+            )
             return 1
     with ThreadPoolExecutor(WORKERS) as pool:
         verdicts = []
@@ -88,7 +91,7 @@ def judge(mutant: Mutant) -> Verdict:
         if applied.returncode != 0:
             outcome = "DOES NOT APPLY"
         else:
-            outcome = OUTCOMES.get(run_tests(tree, mutant.test), "TEST NOT RUN")
+            outcome = OUTCOMES.get(run_tests(tree, mutant.test).returncode, "TEST NOT RUN")
     return Verdict(mutant, outcome, time.monotonic() - start)
 
 
@@ -103,10 +106,10 @@ def copied_tree() -> Iterator[Path]:
         yield tree
 
 
-def run_tests(tree: Path, *tests: str) -> int:
-    """pytest's exit code for these tests in that tree; a test that hangs for a minute fails."""
+def run_tests(tree: Path, *tests: str) -> subprocess.CompletedProcess[str]:
+    """pytest on these tests in that tree; a test that hangs for a minute fails."""
     command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-o", "timeout=60", *tests]
-    return subprocess.run(command, cwd=tree, check=False, capture_output=True).returncode
+    return subprocess.run(command, cwd=tree, check=False, capture_output=True, text=True)
 
 
 if __name__ == "__main__":

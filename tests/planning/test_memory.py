@@ -145,9 +145,7 @@ def test_a_float32_layer_keeps_exactly_the_planned_bytes(targets):
     kept = {place: size for place, size in storages(saved).items() if place not in owned}
     settings = Settings(method=method, seq=tokens, batch=1, base="float32")
     per_token = sum(layer_activations(ODD, settings).values())
-    weights = 4 * ODD.dim * ((ODD.q_dim + 2 * ODD.kv_dim) * is_free(targets, LINEARS[:3]))
-    weights += 4 * ODD.dim * 2 * ODD.ffn_dim * is_free(targets, LINEARS[4:6])
-    assert sum(kept.values()) == tokens * per_token + weights
+    assert sum(kept.values()) == tokens * per_token
 
 
 @pytest.mark.parametrize("targets", [None, LINEARS, ("q_proj", "v_proj")])

@@ -1,6 +1,7 @@
 """A checkpoint's header: where it is found, and that configuration and tensors agree name by name."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,25 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, name):
         read_header(folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_circle_of_links_and_a_pipe_are_refused(folder, name):
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder / "again")
+    (folder / "again").symlink_to(folder / name)
+    with pytest.raises(FormatError):
+        read_header(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(FormatError):
+        read_header(folder)
+
+
+def test_pickled_weights_beside_a_config_are_refused_by_name(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FormatError, match="got a pickle"):
+        read_header(folder)
+
+
 def test_shards_beside_one_file_are_refused(folder):
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(FormatError, match="both"):
@@ -147,7 +167,7 @@ def test_a_false_number_of_layers_is_refused_at_once(folder):
 )
 def test_other_formats_are_refused_by_name(tmp_path, file, name):
     (tmp_path / file).write_bytes(b"GGUF")
-    for path in (tmp_path, tmp_path / file) if file != "params.json" else (tmp_path,):
+    for path in (tmp_path, tmp_path / file):
         with pytest.raises(FormatError, match=f"got {name}") as caught:
             read_header(path)
         assert "not supported" in caught.value.hint

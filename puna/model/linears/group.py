@@ -1,12 +1,15 @@
-"""Linears that read the same input (q, k, v; gate, up) multiply as one product while all of them are dense and train.
+"""Linears that read the same input (q, k, v; gate, up): while all of them are dense and train, one node of the graph.
 
-One product instead of three reads the input once and, in the backward pass, forms its gradient once. Joining the
-weights copies them, which is small beside a training step and large beside one decoded token: so only under autograd.
+    y_i = x W_i^T;   dx = sum_i dy_i W_i,   dW_i = dy_i^T x
+
+The input is cast and kept once, and its gradient is summed inside the products instead of in passes of their own.
+Joining the weights into one product does the same work but copies weights and gradients (docs/findings.md).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from puna.model.linears.kind import AnyLinear
 
@@ -18,5 +21,28 @@ def project_together(x_BTD: Tensor, *linears: AnyLinear) -> tuple[Tensor, ...]:
     dense = [linear for linear in linears if type(linear) is nn.Linear]
     if not (torch.is_grad_enabled() and len(dense) == len(linears)):
         return tuple(linear(x_BTD) for linear in linears)
-    joined = F.linear(x_BTD, torch.cat([linear.weight for linear in dense]))
-    return joined.split([linear.out_features for linear in dense], dim=-1)
+    return _SharedInput.apply(x_BTD, *(linear.weight for linear in dense))
+
+
+class _SharedInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        x_ND = x.flatten(0, -2).to(dtype)
+        ctx.save_for_backward(x_ND if any(ctx.needs_input_grad[1:]) else None, *weights)
+        ctx.x_shape, ctx.x_dtype = x.shape, x.dtype
+        return tuple((x_ND @ weight.to(dtype).T).unflatten(0, x.shape[:-1]) for weight in weights)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, *weights = ctx.saved_tensors
+        dys = [dy.flatten(0, -2) for dy in upstream]
+        dx_ND = None
+        if ctx.needs_input_grad[0]:
+            dx_ND = dys[0] @ weights[0].to(dys[0].dtype)
+            for dy, weight in zip(dys[1:], weights[1:], strict=True):
+                torch.addmm(dx_ND, dy, weight.to(dy.dtype), out=dx_ND)
+            dx_ND = dx_ND.view(ctx.x_shape).to(ctx.x_dtype)
+        wanted = zip(dys, weights, ctx.needs_input_grad[1:], strict=True)
+        return dx_ND, *((dy.T @ x_ND).to(weight.dtype) if needed else None for dy, weight, needed in wanted)

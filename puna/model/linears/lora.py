@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from puna.errors import UsageError
 from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
 
 __all__ = ["Adapter", "LoraLinear", "LoraSettings"]
@@ -22,6 +23,12 @@ class LoraSettings:
     rank: int
     alpha: float
     targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UsageError(f"lora.rank: expected at least 1, got {self.rank}", "8 or 16 are common")
+        if not math.isfinite(self.alpha):
+            raise UsageError(f"lora.alpha: expected a finite number, got {self.alpha}", "twice the rank is common")
 
     @property
     def scale(self) -> float:
@@ -45,7 +52,7 @@ class LoraLinear(LinearKind):
         super().__init__()
         self.base = base.requires_grad_(requires_grad=False)
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.scale = settings.scale
+        self.settings = settings
         bound = 1 / math.sqrt(self.in_features)
         a = torch.empty(settings.rank, self.in_features).uniform_(-bound, bound, generator=generator)
         self.A = nn.Parameter(a)
@@ -54,7 +61,7 @@ class LoraLinear(LinearKind):
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (..., d_in). Returns: (..., d_out)."""
         y: Tensor = self.base(x)
-        return y + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
+        return y + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.settings.scale
 
     def dense_weight(self) -> Tensor:
         """The merged weight in float32, (d_out, d_in)."""
@@ -63,4 +70,4 @@ class LoraLinear(LinearKind):
     @torch.no_grad()
     def update(self) -> Tensor:
         """What the adapter adds to the weight: scale * B A, float32, (d_out, d_in)."""
-        return self.scale * (self.B.float() @ self.A.float())
+        return self.settings.scale * (self.B.float() @ self.A.float())
