@@ -24,7 +24,7 @@ test: $(READY) ## lint, types and every test that belongs to a change
 	OMP_NUM_THREADS=1 $(VENV) -m pytest -n $(WORKERS)
 
 nightly: $(READY) mutants ## the same laws with larger counts, and the mutants
-	PUNA_COUNTS=nightly OMP_NUM_THREADS=1 $(VENV) -m pytest -n $(WORKERS) -m "nightly or not nightly" -o timeout=3600
+	PUNA_COUNTS=nightly OMP_NUM_THREADS=1 $(VENV) -m pytest -n $(WORKERS) -m "not gpu" -o timeout=3600
 
 mutants: $(READY) ## break each law on purpose; its test must fail
 	OMP_NUM_THREADS=1 $(VENV) tests/mutants/run.py
@@ -42,7 +42,8 @@ clean: ## remove .venv and every cache, but no run
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "error: Puna needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing)" >&2; \
+		found=$$($(PYTHON) -V 2>/dev/null | head -n 1); \
+		echo "error: Puna needs Python 3.11 or newer; $(PYTHON) is $${found:-no such program}" >&2; \
 		echo "hint: make PYTHON=/path/to/python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "setting up .venv; this happens once and takes some minutes"
 	@$(PYTHON) -m venv .venv

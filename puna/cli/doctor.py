@@ -4,6 +4,7 @@ from cyclopts import App
 
 from puna.cli.console import print_json, print_table
 from puna.cli.options import Json
+from puna.report.numbers import human_bytes
 
 __all__ = ["app"]
 
@@ -20,7 +21,6 @@ def doctor(*, refresh: bool = False, threads: int = 0, json: Json = False) -> No
     """
     from puna.jobs.doctor import doctor as measure
     from puna.jobs.machine import use_threads
-    from puna.report.numbers import human_bytes
 
     use_threads(threads)
     result = measure(refresh=refresh)

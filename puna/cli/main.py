@@ -20,6 +20,7 @@ from puna.errors import Interrupted, PunaError, UsageError
 __all__ = ["main", "run"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOPPED = 128
 
 
 def main() -> None:
@@ -27,6 +28,10 @@ def main() -> None:
     code = run(sys.argv[1:])
     for signum in _SIGNALS:
         signal.signal(signum, signal.SIG_IGN)  # what had to be done is done: nothing changes the exit code any more
+    if code > _STOPPED:  # after a KeyboardInterrupt inside C code the interpreter would end by the signal itself
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -40,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
             if os.environ.get("PUNA_DEBUG"):
                 raise
             code = _fail(_explain(error, stop.signum), arguments)
-    return code if stop.signum is None else 128 + stop.signum
+    return code if stop.signum is None else _STOPPED + stop.signum
 
 
 class _Stop:
@@ -54,7 +59,7 @@ class _Stop:
 
     def __call__(self, signum: int, _frame: FrameType | None) -> None:
         if self.signum is not None:
-            os._exit(128 + self.signum)
+            os._exit(_STOPPED + self.signum)
         self.signum = signum
         raise KeyboardInterrupt
 
@@ -99,13 +104,13 @@ def _prepare() -> None:
 
 def _explain(error: BaseException, signum: int | None) -> PunaError:
     """The failure as a person understands it. After a signal any error may be its doing."""
-    from cyclopts.exceptions import CycloptsError
-
     if isinstance(error, Interrupted):
         return error
     if signum is not None or isinstance(error, KeyboardInterrupt):
-        name = signal.Signals(signum or signal.SIGINT).name
-        return Interrupted(f"stopped by {name}; what was saved before is whole", "", signum or signal.SIGINT)
+        stopped_by = signal.Signals(signal.SIGINT if signum is None else signum)
+        return Interrupted(f"stopped by {stopped_by.name}; what was saved before is whole", "", stopped_by)
+    from cyclopts.exceptions import CycloptsError
+
     if isinstance(error, PunaError):
         return error
     if isinstance(error, CycloptsError):

@@ -8,6 +8,7 @@ from cyclopts import App
 from puna.cli.console import print_json, print_table
 from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, resume_stands_alone
 from puna.cli.progress import training_progress
+from puna.report.numbers import human_bytes
 
 if TYPE_CHECKING:
     from puna.jobs.train import DryRun
@@ -95,7 +96,5 @@ def train(
 
 
 def _plan_rows(plan: "DryRun") -> list[tuple[str, str]]:
-    from puna.report.numbers import human_bytes
-
     sources = [(f"tokens in {name}", f"{tokens:,}") for name, tokens in plan.tokens.items()]
     return [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes)), *sources]

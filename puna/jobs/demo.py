@@ -20,16 +20,17 @@ from puna.evaluation.unigram import byte_unigram_bits_per_byte, token_unigram_bi
 from puna.files import lock_folder, remove_folder, staged_folder, sweep_stale, write_text
 from puna.jobs.adapt import AdaptRecipe, AdaptResult, MergeResult, adapt, merge
 from puna.jobs.compress import calibration_windows, compare
-from puna.jobs.demo_report import DemoFacts, Sample, Scores, TextFacts, write_report
+from puna.jobs.demo_facts import DemoFacts, Sample, Scores, TextFacts
+from puna.jobs.demo_report import write_report
 from puna.jobs.demo_result import Clock, DemoResult, summarise
-from puna.jobs.demo_text import DemoText, gather_text
+from puna.jobs.demo_text import DemoText, Parts, gather_text, split_text, tell_left_out
 from puna.jobs.doctor import choose_precision
 from puna.jobs.load import LoadedModel, load
 from puna.jobs.recipe import dump_recipe, fill, read_recipe
 from puna.jobs.run_folder import RunFolder
-from puna.jobs.train import DataSource, TrainRecipe, resumed_recipe, train
+from puna.jobs.train import DataSource, TrainRecipe, TrainResult, resumed_recipe, train
 from puna.model.linears.lora import LoraSettings
-from puna.text.corpus import Document, split_documents
+from puna.text.corpus import Document
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.shards import Shards, build_shards, open_shards
 from puna.tokens.streaming import TextStream
@@ -40,7 +41,6 @@ from puna.training.loop import Observer
 __all__ = ["DemoRecipe", "demo"]
 
 _KEEPS = (0.9, 0.8, 0.6)
-_HELD_OUT = 0.04
 _JUDGED_BYTES = 1 << 18
 _ADAPT_SHARE = 0.3
 _RANK = 16
@@ -84,54 +84,67 @@ def demo(
     with lock_folder(out):
         with clock.step("gather"):
             text = gather_text(recipe.text)
-            _tell_skipped(text, tell)
-            old, old_held_out = split_documents(text.documents, _HELD_OUT, seed=recipe.seed)
-            new, new_held_out = split_documents(text.second, _HELD_OUT, minimum=3, seed=recipe.seed)
+            tell_left_out(text.corpus, tell)
+            parts = split_text(text, recipe.seed)
         _prepare(out, recipe)
         with clock.step("tokenizer"):
-            tokenizer = _tokenizer(out / "tokenizer", old)
+            tokenizer = _tokenizer(out / "tokenizer", parts.old)
         with clock.step("shards"):
-            shards = _shards(out / "shards" / "train", old, tokenizer)
-            _shards(out / "shards" / "held_out", old_held_out, tokenizer)
+            shards = _shards(out / "shards" / "train", parts.old, tokenizer)
+            _shards(out / "shards" / "held_out", parts.old_held_out, tokenizer)
         train_recipe = _train_recipe(recipe, out, tokenizer, shards)
         with clock.step("train"):
             trained = train(train_recipe, out / "train", resume=True, observers=observers)
-        base = load(trained.model)
-        judged = _texts(old_held_out), _texts(new_held_out)
-        with clock.step("evaluate"):
-            before = [evaluate_text(base.llama, base.tokenizer, *texts) for texts in judged]
-            scores = _scores(before[0], shards, old, judged[0], base.tokenizer)
-        with clock.step("adapt"):
-            adapted, merged = _adapt(recipe, out, new, new_held_out, train_recipe, observers)
-            attached = load(trained.model, adapter=adapted.adapter)
-            after = [evaluate_text(attached.llama, attached.tokenizer, *texts) for texts in judged]
-        with clock.step("compress"):
-            windows = calibration_windows(tokenizer, _texts(old, 1 << 20), train_recipe.training.seq)
-            compressed = compare(base.llama, base.tokenizer, windows, before[0], judged[0], _KEEPS)
-        with clock.step("generate"):
-            samples = _samples(recipe, base, attached, judged)
+        facts = _use(recipe, out, clock, text, parts, shards, train_recipe, trained, observers)
         with clock.step("report"):
-            facts = DemoFacts(
-                lang=recipe.lang,
-                seed=recipe.seed,
-                text=_text_facts(text, recipe, old_held_out, shards),
-                train=trained,
-                recipe=train_recipe,
-                train_tokens=len(shards),
-                metrics=RunFolder(out / "train").metrics,
-                scores=scores,
-                adapt=adapted,
-                adapt_rank=_RANK,
-                adapt_numbers=(before[1], after[1], before[0], after[0]),
-                merge=merged,
-                compress=compressed,
-                samples=samples,
-                steps=[(step.name, step.seconds) for step in clock.steps],
-                seconds=clock.seconds,
-                out=out,
-            )
             write_text(out / "report.html", write_report(facts))
-    return summarise(out, clock, facts)
+        return summarise(out, clock, facts)
+
+
+def _use(
+    recipe: DemoRecipe,
+    out: Path,
+    clock: Clock,
+    text: DemoText,
+    parts: Parts,
+    shards: Shards,
+    train_recipe: TrainRecipe,
+    trained: TrainResult,
+    observers: tuple[Observer, ...],
+) -> DemoFacts:
+    """Everything after training: judge the model, adapt it, compress it, let it write."""
+    with clock.step("evaluate"):
+        base, judged = load(trained.model), (_texts(parts.old_held_out), _texts(parts.new_held_out))
+        before = [evaluate_text(base.llama, base.tokenizer, *texts) for texts in judged]
+        scores = _scores(before[0], shards, parts.old, judged[0], base.tokenizer)
+    with clock.step("adapt"):
+        adapted, merged = _adapt(recipe, out, parts, train_recipe, observers)
+        attached = load(trained.model, adapter=adapted.adapter)
+        after = [evaluate_text(attached.llama, attached.tokenizer, *texts) for texts in judged]
+    with clock.step("compress"):
+        windows = calibration_windows(base.tokenizer, _texts(parts.old, 1 << 20), train_recipe.training.seq)
+        compressed = compare(base.llama, base.tokenizer, windows, before[0], judged[0], _KEEPS)
+    with clock.step("generate"):
+        samples = _samples(recipe, base, attached, judged)
+    return DemoFacts(
+        lang=recipe.lang,
+        seed=recipe.seed,
+        text=_text_facts(text, recipe, parts.old_held_out, shards),
+        train=trained,
+        recipe=train_recipe,
+        train_tokens=len(shards),
+        metrics=RunFolder(out / "train").metrics,
+        scores=scores,
+        adapt=adapted,
+        adapt_rank=_RANK,
+        adapt_numbers=(before[1], after[1], before[0], after[0]),
+        merge=merged,
+        compress=compressed,
+        samples=samples,
+        steps=[(step.name, step.seconds) for step in clock.steps],
+        seconds=clock.seconds,
+        out=out,
+    )
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -145,14 +158,6 @@ def _refuse_foreign(out: Path) -> None:
             raise UsageError(f"{out} holds a run that is no demo", "choose another --out") from None
     elif taken := [name for name in _PARTS if (out / name).exists()]:
         raise UsageError(f"{out} holds no demo, but {taken[0]}", "choose another --out")
-
-
-def _tell_skipped(text: DemoText, tell: Callable[[str], None]) -> None:
-    corpus = text.corpus
-    if corpus.skipped:
-        tell(f"  {len(corpus.skipped)} files are no text and left out, first {corpus.skipped[0]}")
-    if corpus.bad_lines:
-        tell(f"  {corpus.bad_lines} lines cannot be read and are left out, first {corpus.bad_places[0]}")
 
 
 def _prepare(out: Path, recipe: DemoRecipe) -> None:
@@ -219,13 +224,12 @@ def _precision(run: Path) -> Precision:
 def _adapt(
     recipe: DemoRecipe,
     out: Path,
-    new: Sequence[Document],
-    new_held_out: Sequence[Document],
+    parts: Parts,
     train_recipe: TrainRecipe,
     observers: tuple[Observer, ...],
 ) -> tuple[AdaptResult, MergeResult]:
     records = out / "second" / "train.jsonl", out / "second" / "held_out.jsonl"
-    for path, documents in zip(records, (new, new_held_out), strict=True):
+    for path, documents in zip(records, (parts.new, parts.new_held_out), strict=True):
         lines = (json.dumps({"text": document.text}, ensure_ascii=False) + "\n" for document in documents)
         write_text(path, "".join(lines))
     budget = TimeBudget(seconds=recipe.seconds * _ADAPT_SHARE)

@@ -1,17 +1,14 @@
 """The demo's report: every figure and table from the numbers of one run."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 
+from puna.arch.config import ModelConfig
 from puna.arch.presets import find_preset
-from puna.evaluation.perplexity import Likelihood
-from puna.generation.decode import Completion
 from puna.generation.kv_cache import KVCache
-from puna.jobs.adapt import AdaptResult, MergeResult
-from puna.jobs.compress import Compressed
+from puna.jobs.demo_facts import DemoFacts
 from puna.jobs.sections import (
     cache_section,
     loss_figure,
@@ -20,7 +17,7 @@ from puna.jobs.sections import (
     read_history,
     rope_section,
 )
-from puna.jobs.train import TrainRecipe, TrainResult, planned_memory
+from puna.jobs.train import planned_memory
 from puna.model.positions import rope_frequencies
 from puna.planning import counting
 from puna.planning.hardware import CARDS
@@ -29,85 +26,15 @@ from puna.planning.settings import Base, FullTraining, Inference, LoraTraining, 
 from puna.report.axes import Axis, Reference
 from puna.report.bars import BarChart, Bars
 from puna.report.curves import ScatterChart, Series
-from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_count, human_number, human_percent, human_seconds
 from puna.report.page import Commands, Fact, Facts, Figure, Quote, Section, Table, render_page
 
-__all__ = ["DemoFacts", "Sample", "Scores", "TextFacts", "write_report"]
+__all__ = ["write_report"]
 
 _CARDS_SEQ = 8192
 _RELEASED = "llama-3-8b"
+_MARKED = {8 * 10**9, 16 * 10**9, 24 * 10**9, 48 * 10**9, 80 * 10**9, 141 * 10**9}
 _METHODS = {"svd": "compress.plain", "whitened": "compress.whitened", "int8": "compress.int8"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextFacts:
-    """The text it learned from; names are keys of labels."""
-
-    name: str
-    second_name: str
-    folder: str
-    documents: int
-    bytes: int
-    duplicates: int
-    held_out: int
-    bytes_per_token: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """Bits per byte of the same held-out text under the model and two models without context."""
-
-    bits_per_byte: float
-    token_unigram: float
-    byte_unigram: float
-    nats_per_token: float
-    bytes_per_token: float
-
-    def nats(self, bits_per_byte: float) -> float:
-        """The same price in nats per token."""
-        return bits_per_byte * self.bytes_per_token * math.log(2)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """A prompt and what a model made of it."""
-
-    prompt: str
-    completion: Completion
-    temperature: float
-    is_adapted: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoFacts:
-    """Everything that the report shows. adapt_numbers: new text before and after, old text before and after."""
-
-    lang: str
-    seed: int
-    text: TextFacts
-    train: TrainResult
-    recipe: TrainRecipe
-    train_tokens: int
-    metrics: Path
-    scores: Scores
-    adapt: AdaptResult
-    adapt_rank: int
-    adapt_numbers: tuple[Likelihood, Likelihood, Likelihood, Likelihood]
-    merge: MergeResult
-    compress: list[Compressed]
-    samples: list[Sample]
-    steps: list[tuple[str, float]]
-    seconds: float
-    out: Path
-
-    def say(self, key: str, **values: object) -> str:
-        """A label in the report's language."""
-        return label(self.lang, key, **values)
-
-    def name(self, key: str) -> str:
-        """What a kind of text is called."""
-        return self.say(key, folder=self.text.folder) if key == "text.folder" else self.say(key)
 
 
 def write_report(facts: DemoFacts) -> str:
@@ -262,6 +189,23 @@ def _adapt(facts: DemoFacts) -> Section:
 
 
 def _compress(facts: DemoFacts) -> Section:
+    added = {(point.method, point.keep): human_number(point.added_nats) for point in facts.compress}
+    result = facts.say(
+        "compress.words_result",
+        keep=human_percent(0.8),
+        plain=added["svd", 0.8],
+        whitened=added["whitened", 0.8],
+        int8=added["int8", None],
+    )
+    figure = Figure(content=_compress_chart(facts), caption=facts.say("compress.caption"))
+    return Section(
+        title=facts.say("compress.title"),
+        words=(facts.say("compress.words"), result),
+        items=(figure, _compress_table(facts)),
+    )
+
+
+def _compress_chart(facts: DemoFacts) -> ScatterChart:
     series = []
     for method, key in _METHODS.items():
         points = [point for point in facts.compress if point.method == method]
@@ -274,20 +218,15 @@ def _compress(facts: DemoFacts) -> Section:
                 names=["" if point.keep is None else human_percent(point.keep) for point in points],
             )
         )
-    chart = ScatterChart(
+    return ScatterChart(
         x=Axis(label=facts.say("compress.x_axis"), form="bytes"),
         y=Axis(label=facts.say("compress.y_axis")),
         series=series,
         references=(Reference(label=facts.say("compress.dense"), value=0.0),),
     )
-    added = {(point.method, point.keep): human_number(point.added_nats) for point in facts.compress}
-    result = facts.say(
-        "compress.words_result",
-        keep=human_percent(0.8),
-        plain=added["svd", 0.8],
-        whitened=added["whitened", 0.8],
-        int8=added["int8", None],
-    )
+
+
+def _compress_table(facts: DemoFacts) -> Table:
     rows = [
         (
             facts.say(_METHODS[point.method]),
@@ -299,19 +238,33 @@ def _compress(facts: DemoFacts) -> Section:
         for point in facts.compress
     ]
     columns = [facts.say(f"compress.column.{name}") for name in ("method", "keep", "bytes", "added", "interval")]
-    return Section(
-        title=facts.say("compress.title"),
-        words=(facts.say("compress.words"), result),
-        items=(
-            Figure(content=chart, caption=facts.say("compress.caption")),
-            Table(columns=columns, rows=rows, caption=facts.say("compress.table_caption")),
-        ),
-    )
+    return Table(columns=columns, rows=rows, caption=facts.say("compress.table_caption"))
 
 
 def _cards(facts: DemoFacts) -> Section:
     """What Llama 3 8B needs for each job, and on which cards it fits."""
     config = find_preset(_RELEASED).config
+    needs = _needs(config)
+    words = facts.say(
+        "cards.words",
+        parameters=f"{counting.parameter_count(config):,}",
+        weights16=human_bytes(weight_bytes(config, "bfloat16")),
+        weights8=human_bytes(weight_bytes(config, "int8")),
+        weights4=human_bytes(weight_bytes(config, "nf4")),
+    )
+    sizes = sorted({card.memory_bytes for card in CARDS} & _MARKED)
+    chart = BarChart(
+        axis=Axis(label=facts.say("cards.axis", context=f"{_CARDS_SEQ:,}"), form="bytes"),
+        categories=[facts.say(f"cards.{name}") for name in needs],
+        series=(Bars(name="", values=list(needs.values())),),
+        references=[Reference(label=human_bytes(size), value=size) for size in sizes],
+    )
+    figure = Figure(content=chart, caption=facts.say("cards.caption"))
+    return Section(title=facts.say("cards.title"), words=(words,), items=(figure, _cards_table(facts, needs)))
+
+
+def _needs(config: ModelConfig) -> dict[str, int]:
+    """Peak bytes of each job."""
     jobs: dict[str, tuple[Method, Base, bool]] = {
         "run4": (Inference(), "nf4", False),
         "run8": (Inference(), "int8", False),
@@ -320,45 +273,26 @@ def _cards(facts: DemoFacts) -> Section:
         "lora": (LoraTraining(), "bfloat16", True),
         "full": (FullTraining(), "bfloat16", True),
     }
-    needs = {
+    return {
         name: peak_memory(
             config, Settings(method=method, seq=_CARDS_SEQ, batch=1, base=base, checkpointing=checkpointing)
         ).total
         for name, (method, base, checkpointing) in jobs.items()
     }
-    sizes = sorted({card.memory_bytes for card in CARDS})
-    chart = BarChart(
-        axis=Axis(label=facts.say("cards.axis", context=f"{_CARDS_SEQ:,}"), form="bytes"),
-        categories=[facts.say(f"cards.{name}") for name in jobs],
-        series=(Bars(name="", values=list(needs.values())),),
-        references=[Reference(label=human_bytes(size), value=size) for size in sizes if size in _MARKED],
-    )
+
+
+def _cards_table(facts: DemoFacts, needs: Mapping[str, int]) -> Table:
     fits = {True: facts.say("cards.fits"), False: facts.say("cards.fits_not")}
     rows = [
         (card.name, human_bytes(card.memory_bytes), *(fits[need <= card.memory_bytes] for need in needs.values()))
         for card in CARDS
     ]
     columns = [facts.say("cards.column.card"), facts.say("cards.column.memory")]
-    words = facts.say(
-        "cards.words",
-        parameters=f"{counting.parameter_count(config):,}",
-        weights16=human_bytes(weight_bytes(config, "bfloat16")),
-        weights8=human_bytes(weight_bytes(config, "int8")),
-        weights4=human_bytes(weight_bytes(config, "nf4")),
-    )
-    table = Table(
-        columns=[*columns, *(facts.say(f"cards.{name}") for name in jobs)],
+    return Table(
+        columns=[*columns, *(facts.say(f"cards.{name}") for name in needs)],
         rows=rows,
         caption=facts.say("cards.table_caption", context=f"{_CARDS_SEQ:,}"),
     )
-    return Section(
-        title=facts.say("cards.title"),
-        words=(words,),
-        items=(Figure(content=chart, caption=facts.say("cards.caption")), table),
-    )
-
-
-_MARKED = {8 * 10**9, 16 * 10**9, 24 * 10**9, 48 * 10**9, 80 * 10**9, 141 * 10**9}
 
 
 def _samples(facts: DemoFacts) -> Section:

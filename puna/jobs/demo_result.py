@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.jobs.compress import Compressed
-from puna.jobs.demo_report import DemoFacts
+from puna.jobs.demo_facts import DemoFacts
 from puna.report.numbers import human_seconds
 
 __all__ = [

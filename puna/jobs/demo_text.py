@@ -5,15 +5,15 @@ Both belong to the Python that runs it. Where the reference is not installed, th
 
 import ast
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from puna.errors import BadData
-from puna.text.corpus import Corpus, Document, cut_documents, read_documents
+from puna.text.corpus import Corpus, Document, cut_documents, read_documents, split_documents
 
-__all__ = ["DemoText", "gather_text"]
+__all__ = ["DemoText", "Parts", "gather_text", "split_text", "tell_left_out"]
 
 _LEFT_OUT = {
     "__pycache__",
@@ -28,6 +28,7 @@ _LEFT_OUT = {
 _PIECE_BYTES, _SMALLEST_PIECE_BYTES = 1 << 14, 1 << 9
 _PIECES = 200  # so many pieces a small text is cut into, so that some can be held out
 _SHORT_BYTES = 200
+_HELD_OUT = 0.04
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,16 @@ class DemoText:
     second_name: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Documents to learn from and held-out ones: of the text that is trained on (old), and of the second kind (new)."""
+
+    old: tuple[Document, ...]
+    old_held_out: tuple[Document, ...]
+    new: tuple[Document, ...]
+    new_held_out: tuple[Document, ...]
+
+
 def gather_text(folder: Path | None) -> DemoText:
     """The user's folder, or the standard library; and the second kind of text. Errors: BadData."""
     library = Path(sysconfig.get_paths()["stdlib"])
@@ -52,6 +63,21 @@ def gather_text(folder: Path | None) -> DemoText:
         corpus = read_documents([folder])
         documents, name = cut_documents(corpus.documents, _piece_bytes(corpus)), "text.folder"
     return DemoText(corpus=corpus, documents=documents, name=name, second=second, second_name=second_name)
+
+
+def split_text(text: DemoText, seed: int) -> Parts:
+    """Hold out a share of both kinds. Errors: BadData where there is too little."""
+    old, old_held_out = split_documents(text.documents, _HELD_OUT, seed=seed)
+    new, new_held_out = split_documents(text.second, _HELD_OUT, minimum=3, seed=seed)
+    return Parts(old=old, old_held_out=old_held_out, new=new, new_held_out=new_held_out)
+
+
+def tell_left_out(corpus: Corpus, tell: Callable[[str], None]) -> None:
+    """Say what was given and did not become a document: nothing disappears silently."""
+    if corpus.skipped:
+        tell(f"  {len(corpus.skipped)} files are no text and left out, first {corpus.skipped[0]}")
+    if corpus.bad_lines:
+        tell(f"  {corpus.bad_lines} lines cannot be read and are left out, first {corpus.bad_places[0]}")
 
 
 def _piece_bytes(corpus: Corpus) -> int:

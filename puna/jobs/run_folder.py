@@ -5,6 +5,8 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from puna.errors import CheckpointMismatch, DiskFull, Interrupted, PunaError, UsageError
 from puna.files import MANIFEST, LineLog, lock_folder, remove_folder, sha256_file, sweep_stale, write_text
 from puna.jobs.recipe import dump_recipe
@@ -104,6 +106,7 @@ def run_training(
     """
     optimizer, recipe = build_optimizer(model, config), sha256_file(folder.recipe)
     latest = latest_checkpoint(folder.checkpoints)
+    torch.manual_seed(config.seed)  # whatever may draw from it later; a checkpoint brings its own state
     state = TrainState() if latest is None else load_checkpoint(latest, model, optimizer, recipe)
     failures = 0
 

@@ -56,66 +56,73 @@ def read_history(metrics: Path) -> History:
 
 def model_section(lang: str, config: ModelConfig, steps: int, batch_tokens: int) -> Section:
     """What was trained: the drawing with its sizes, and where the parameters are."""
-    shapes = linear_shapes(config)
-    attention, feed_forward = (
-        sum(math.prod(shapes[name]) for name in LINEAR_GROUPS[group]) for group in ("attention", "mlp")
-    )
-    embedding, head = counting.embedding_parameters(config), counting.head_parameters(config)
-    total, layers = counting.parameter_count(config), config.n_layers
-    parts = (
-        (label(lang, "trained.part.embedding"), embedding),
-        (label(lang, "trained.part.attention", layers=layers), layers * attention),
-        (label(lang, "trained.part.feed_forward", layers=layers), layers * feed_forward),
-        (label(lang, "trained.part.norms"), counting.norm_parameters(config)),
-        (label(lang, "trained.part.head"), head),
-        (label(lang, "trained.part.total"), total),
-    )
+    attention, feed_forward = _layer_parameters(config)
     drawing = ModelDrawing(
         vocab_size=config.vocab_size,
         dim=config.dim,
-        n_layers=layers,
+        n_layers=config.n_layers,
         n_heads=config.n_heads,
         n_kv_heads=config.n_kv_heads,
         head_dim=config.head_dim,
         ffn_dim=config.ffn_dim,
         tied_embeddings=config.tied_embeddings,
-        embedding_parameters=embedding,
+        embedding_parameters=counting.embedding_parameters(config),
         attention_parameters=attention,
         feed_forward_parameters=feed_forward,
-        head_parameters=head,
+        head_parameters=counting.head_parameters(config),
     )
-    columns = tuple(label(lang, f"trained.column.{name}") for name in ("part", "parameters", "share"))
-    rows = tuple((name, f"{count:,}", human_percent(count / total)) for name, count in parts)
+    total = f"{counting.parameter_count(config):,}"
+    sizes = {"vocabulary": f"{config.vocab_size:,}", "steps": f"{steps:,}", "batch_tokens": f"{batch_tokens:,}"}
     return Section(
         title=label(lang, "trained.title"),
         words=(
-            label(lang, "trained.words", parameters=f"{total:,}", dim=config.dim, layers=layers),
-            label(
-                lang,
-                "trained.words_head",
-                vocabulary=f"{config.vocab_size:,}",
-                steps=f"{steps:,}",
-                batch_tokens=f"{batch_tokens:,}",
-            ),
+            label(lang, "trained.words", parameters=total, dim=config.dim, layers=config.n_layers),
+            label(lang, "trained.words_head", **sizes),
         ),
-        items=(
-            Figure(content=drawing, caption=label(lang, "trained.drawing_caption")),
-            Table(
-                columns=columns, rows=rows, caption=label(lang, "trained.table_caption"), strong_rows=(len(rows) - 1,)
-            ),
-        ),
+        items=(Figure(content=drawing, caption=label(lang, "trained.drawing_caption")), _parameter_table(lang, config)),
     )
+
+
+def _parameter_table(lang: str, config: ModelConfig) -> Table:
+    attention, feed_forward = _layer_parameters(config)
+    total, layers = counting.parameter_count(config), config.n_layers
+    parts = (
+        (label(lang, "trained.part.embedding"), counting.embedding_parameters(config)),
+        (label(lang, "trained.part.attention", layers=layers), layers * attention),
+        (label(lang, "trained.part.feed_forward", layers=layers), layers * feed_forward),
+        (label(lang, "trained.part.norms"), counting.norm_parameters(config)),
+        (label(lang, "trained.part.head"), counting.head_parameters(config)),
+        (label(lang, "trained.part.total"), total),
+    )
+    return Table(
+        columns=tuple(label(lang, f"trained.column.{name}") for name in ("part", "parameters", "share")),
+        rows=tuple((name, f"{count:,}", human_percent(count / total)) for name, count in parts),
+        caption=label(lang, "trained.table_caption"),
+        strong_rows=(len(parts) - 1,),
+    )
+
+
+def _layer_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Those of attention and of feed-forward in one layer."""
+    shapes = linear_shapes(config)
+    attention, feed_forward = (
+        sum(math.prod(shapes[name]) for name in LINEAR_GROUPS[group]) for group in ("attention", "mlp")
+    )
+    return attention, feed_forward
 
 
 def loss_figure(lang: str, history: History, references: Sequence[tuple[str, float]] = ()) -> Figure:
     """The loss against tokens seen; references are (label key, nats)."""
     average_over = min(_AVERAGE_OVER, max(1, len(history.nats) // 10))
     training = Series(name=label(lang, "loss.training"), x=history.tokens, y=history.nats, average_over=average_over)
-    validation = Series(name=label(lang, "loss.validation"), x=history.validation_tokens, y=history.validation_nats)
+    series = [training]
+    if history.validation_nats:
+        held_out = label(lang, "loss.validation")
+        series.append(Series(name=held_out, x=history.validation_tokens, y=history.validation_nats))
     chart = LineChart(
         x=Axis(label=label(lang, "loss.x_axis"), form="count"),
         y=Axis(label=label(lang, "loss.y_axis")),
-        series=(training, validation) if history.validation_nats else (training,),
+        series=series,
         references=tuple(Reference(label=label(lang, key), value=nats) for key, nats in references),
     )
     return Figure(content=chart, caption=label(lang, "loss.caption", average_over=average_over))

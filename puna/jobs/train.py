@@ -118,7 +118,7 @@ class DryRun:
 def train_recipe(
     *,
     model: str | None = None,
-    data: Sequence[DataSource],
+    data: Sequence[DataSource] = (),
     training: Mapping[str, Any],
     validation: Path | None = None,
     recipe: Path | None = None,

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class Made:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Text, tokenizer, shards, a tiny run and an adapter, all made by the verbs."""
     root = tmp_path_factory.mktemp("made")
     text = root / "text"
@@ -105,4 +105,4 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         ("adapt", folders.trained, text, "--out", folders.adapted, "--rank", 2, *small),
     ):
         assert run([str(word) for word in command]) == 0, command
-    yield folders
+    return folders

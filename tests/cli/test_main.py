@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -20,15 +21,16 @@ SIGNAL_AT_IMPORT = """
 import os, signal, sys
 from puna.cli.main import main
 
+module, signum = sys.argv[1], int(sys.argv[2])
+del sys.argv[1:3]
+
 class Sender:
     def find_spec(self, name, *_):
-        if name == sys.argv[1]:
+        if name == module:
             sys.meta_path.remove(self)
-            os.kill(os.getpid(), int(sys.argv[2]))
+            os.kill(os.getpid(), signum)
 
 sys.meta_path.insert(0, Sender())
-del sys.argv[0]
-sys.argv[1:] = sys.argv[2:]
 main()
 """
 
@@ -144,10 +146,8 @@ def test_every_ending_has_its_code_and_line(
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_swallowed_signal_is_remembered(signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def act() -> None:
-        try:
+        with suppress(KeyboardInterrupt):  # as a careless library does
             signal.raise_signal(signum)
-        except KeyboardInterrupt:
-            pass  # as a careless library does
 
     before = signal.getsignal(signum)
     assert ending_of(monkeypatch, act)([]) == 128 + signum
@@ -168,7 +168,9 @@ def test_an_error_that_a_signal_turned_into_is_the_signal(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("module", ["cyclopts", "puna.jobs.evaluate", "torch", "numpy", "torch.nn.functional"])
+@pytest.mark.parametrize(
+    "module", ["cyclopts", "cyclopts.utils", "puna.jobs.evaluate", "torch", "numpy", "torch.nn.functional"]
+)
 def test_a_signal_during_an_import_ends_with_its_code(module: str, signum: int) -> None:
     command = [sys.executable, "-c", SIGNAL_AT_IMPORT, module, str(int(signum)), "evaluate", "nothing", "--text", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -131,7 +131,7 @@ def test_windows_of_ids_keep_what_the_batch_keeps(model: Llama) -> None:
 
 
 def test_units_by_hand() -> None:
-    found = Likelihood(window_nats=(6.0, 2.0), window_tokens=(3, 1), bytes=16, characters=8, seconds=0.5)
+    found = Likelihood(window_nats=(7.0, 1.0), window_tokens=(3, 1), bytes=16, characters=8, seconds=0.5)
     assert found.nats_per_token == 2
     assert found.perplexity == pytest.approx(math.e**2)
     assert found.bits_per_byte == pytest.approx(0.5 / math.log(2))

@@ -14,11 +14,16 @@ def exported(tree: ast.Module) -> list[str] | None:
 
 
 def defined(tree: ast.Module) -> dict[str, bool]:
-    """Top-level names that are not imported, and whether each must be offered: functions and classes must."""
+    """Top-level names, and whether each must be offered: functions and classes must, unless a decorator registers them
+    as commands; what is imported may be.
+    """
     names: dict[str, bool] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names[node.name] = not node.name.startswith("_")
+            is_command = any(ast.unparse(decorator).startswith("app.") for decorator in node.decorator_list)
+            names[node.name] = not (node.name.startswith("_") or is_command)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name: False for alias in node.names}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {name.id: False for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}

@@ -16,6 +16,8 @@ TINY = {"--model": "tiny", "--steps": "3", "--vocab-size": "400", "--max-new-tok
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CITATION = re.compile(r"docs/(\w+)\.md((?:,| and| sections?| \d+(?:\.\d+)*)*)")
 HEADING = re.compile(r"^#+ (\d+(?:\.\d+)*)\.? ", re.MULTILINE)
+FLAG = re.compile(r"--[a-z][a-z-]+")
+HELP_FLAG = re.compile(r"^│[ *]+(--[a-z][a-z-]+)", re.MULTILINE)
 PROGRAMS = ("puna", "make", "python3", ".venv/bin/pip")
 
 
@@ -44,7 +46,8 @@ def workshop(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         (tmp_path / "plays" / page.name).write_bytes(page.read_bytes())
     for page in pages[:12]:
         (tmp_path / "prose" / page.name).write_bytes(page.read_bytes()[:3000])
-    (tmp_path / "held-out.txt").write_bytes((root / "README.md").read_bytes())
+    for name in ("held-out.txt", "prose-held-out.txt"):
+        (tmp_path / name).write_bytes((root / "README.md").read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
@@ -75,6 +78,22 @@ def test_every_block_of_the_readme_is_understood(root: Path) -> None:
     prompts = [line for kind, body in blocks if kind == "console" for line in body.splitlines() if line[:2] == "$ "]
     strange = [line for line in prompts if line.split()[1] not in PROGRAMS]
     assert not strange, f"a command starts with one of {PROGRAMS}: {strange}"
+    assert not re.findall(r"^puna .*", "\n".join(body for _, body in blocks), re.MULTILINE), "a command without its $"
+
+
+def test_every_page_of_a_verb_names_exactly_its_flags(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    synopses = [body.replace("\n ", " ") for page in (root / "docs").glob("*.md") for body in fences(page, "")]
+    lines = [line for body in synopses for line in body.splitlines() if line.startswith("puna ")]
+    assert len(lines) >= 14
+    for line in lines:
+        verb = re.match(r"puna ([a-z]+(?: [a-z]+)?)", line)
+        assert verb is not None
+        assert run([*verb[1].split(), "--help"]) == 0
+        found = set(HELP_FLAG.findall(capsys.readouterr().out)) - {"--help"}
+        assert set(FLAG.findall(line)) == found, line
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

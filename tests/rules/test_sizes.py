@@ -1,4 +1,7 @@
-"""A file is one idea in at most 400 lines; a function fits 40, a forward pass 25, signatures not counted."""
+"""A file is one idea in at most 400 lines; a function fits 40, a forward pass 25, signatures not counted.
+
+The docstring of a function in cli/ is the text of its --help, and not counted either.
+"""
 
 import ast
 from typing import Any
@@ -24,7 +27,8 @@ def test_no_function_is_longer_than_40_lines_and_no_forward_than_25(
     for source in (puna_sources | test_sources).values():
         for node in ast.walk(source.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                count = (node.end_lineno or 0) - node.body[0].lineno + 1
+                is_help = source.folder == "cli" and ast.get_docstring(node) is not None
+                count = (node.end_lineno or 0) - node.body[1 if is_help else 0].lineno + 1
                 if count > (FORWARD_LINES if node.name == "forward" else FUNCTION_LINES):
                     long.append(f"{source.at(node)} {node.name}: {count} lines")
     assert not long, "\n".join(long)

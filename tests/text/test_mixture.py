@@ -89,6 +89,11 @@ def test_capped_sources_stop_at_the_cap_and_the_others_keep_their_proportions():
     assert epochs(cap_epochs(weights, SIZES, sum(SIZES) * 4, 4), SIZES, sum(SIZES) * 4) == pytest.approx([4] * 4)
 
 
+def test_ties_go_to_the_lowest_index():
+    assert Mixture(weights=(1, 1, 1)).schedule(6) == [0, 1, 2, 0, 1, 2]
+    assert Mixture(weights=(1, 2, 1)).schedule(4) == [1, 0, 1, 2]
+
+
 @pytest.mark.parametrize("share", [lambda: unimax_weights(SIZES, 4.01 * sum(SIZES), 4),
                                    lambda: cap_epochs((1, 1, 1, 0), SIZES, 4 * sum(SIZES), 4),
                                    lambda: exponent_weights((1, 0), 0.5)])  # fmt: skip

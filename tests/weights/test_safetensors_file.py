@@ -46,6 +46,7 @@ def test_a_true_header_is_read_in_the_order_of_its_bytes(tmp_path):
         {"one": ONE},  # a remainder
         {"one": ONE, "two": {**TWO, "data_offsets": [16, 24]}},  # overlap
         {"one": ONE, "two": {**TWO, "data_offsets": [26, 34]}},  # hole, and outside
+        {"one": ONE, "two": {**TWO, "shape": [3], "data_offsets": [26, 32]}},  # hole
         {"one": ONE, "two": {**TWO, "data_offsets": [32, 24]}},  # reversed
         {"one": ONE, "two": {**TWO, "data_offsets": [24]}},
         {"one": ONE, "two": {**TWO, "data_offsets": [24, "32"]}},

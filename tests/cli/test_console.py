@@ -1,0 +1,107 @@
+"""Bars with rate and time left on a terminal, plain lines in a pipe."""
+
+import os
+import pty
+import re
+import select
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import pytest
+
+from puna.cli.console import print_table, progress_line
+
+Puna = Callable[..., Any]
+COLUMNS = ("", "value")
+ROWS = (("parameters", "1,000"), ("[bold]name[/bold]", "[3]"))
+
+
+class Terminal:
+    """The far end of a pseudo-terminal."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self) -> str:
+        """What has been written so far."""
+        data = b""
+        while select.select([self._descriptor], [], [], 0.2)[0]:
+            data += os.read(self._descriptor, 1 << 16)
+        return data.decode()
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch, *names: str) -> Iterator[Terminal]:
+    """Within the block the named streams of `sys` are a terminal."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    far, near = pty.openpty()
+    file: TextIO = os.fdopen(near, "w", encoding="utf-8", buffering=1)
+    with monkeypatch.context() as patch:
+        for name in names:
+            patch.setattr(sys, name, file)
+        yield Terminal(far)
+    file.close()
+    os.close(far)
+
+
+def test_training_draws_a_bar_with_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, puna: Puna, made: Any, tmp_path: Any
+) -> None:
+    run = ("train", "--model", "tiny", "--data", made.shards, "--out", tmp_path / "run", "--steps", 80)
+    with terminal(monkeypatch, "stderr") as screen:
+        ending = puna(*run, "--batch", 2, "--seq", 32, "--precision", "float32", "--threads", 1, "--json")
+        drawn = screen.read()
+    assert ending.json["steps"] == 80
+    assert "\x1b[" in drawn
+    assert "training" in drawn
+    assert re.search(r"step \d+, loss \d\.\d+.* tokens/s", drawn)
+    assert re.search(r"\d:\d\d:\d\d", drawn)
+
+
+def test_a_bar_sweeps_anew_for_the_next_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch, "stderr") as screen:
+        with progress_line("learning") as update:
+            for share in (0.5, 1.0, 0.25):
+                update(share, f"[{share}]")
+        drawn = screen.read()
+    assert "[0.25]" in drawn  # shown as it is: no markup
+
+
+def test_in_a_pipe_progress_is_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_line("training") as update:
+        update(0.1, "step 1")
+        update(1.0, "step 10")
+    captured = capsys.readouterr()
+    assert captured.err == "training: 100% step 10\n"
+    assert captured.out == ""
+
+
+def test_a_table_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch, "stdout") as screen:
+        print_table(COLUMNS, ROWS, title="tiny")
+        drawn = screen.read()
+    assert "tiny" in drawn
+    assert re.search(r"\[bold\]name\[/bold\] +\[3\]", drawn)
+    assert "\t" not in drawn
+
+
+def test_in_a_pipe_a_table_is_lines_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(COLUMNS, ROWS)
+    assert capsys.readouterr().out == "\tvalue\nparameters\t1,000\n[bold]name[/bold]\t[3]\n"
+
+
+def test_plans_stand_side_by_side_with_the_cache(puna: Puna) -> None:
+    rows = [line.split("\t") for line in puna("plan", "tiny", "llama-3-8b").out.splitlines()]
+    table = {name: cells for name, *cells in rows}
+    assert table[""] == ["tiny", "llama-3-8b"]
+    assert table["cache per token"] == ["256 B", "131,072 B"]
+    assert table["parameters"][1] == "8,030,261,248"
+    assert "key-value cache" in table
+
+
+def test_a_dry_run_is_a_table(puna: Puna, made: Any, tmp_path: Any) -> None:
+    run = ("train", "--model", "tiny", "--data", made.shards, "--out", tmp_path / "run", "--dry-run")
+    assert puna(*run, "--precision", "float32").out.startswith("\tplanned\nparameters\t")

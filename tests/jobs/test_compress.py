@@ -1,0 +1,119 @@
+"""Compression: smaller in the file and in the result, and honest about what it costs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from puna.errors import BadData, CheckpointMismatch, UsageError
+from puna.evaluation.perplexity import evaluate_text
+from puna.jobs.compress import CompressRecipe, calibration_windows, compare, compress, compress_rows
+from puna.jobs.load import load
+from puna.jobs.run_folder import RunFolder
+from puna.weights.safetensors_file import read_tensor_headers
+
+IDS = torch.arange(40)[None]
+
+
+def payload(model: Path) -> int:
+    """Bytes of all tensors in a model's file."""
+    headers, _ = read_tensor_headers(model / "model.safetensors")
+    return sum(header.bytes for header in headers)
+
+
+def recipe_for(world, **given) -> CompressRecipe:
+    return CompressRecipe(**{"model": world.run / "model", "calibration": world.text, "evaluate": world.judge, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        ({"method": "svd", "calibration": None}, "svd"),
+        ({}, "whitened"),
+        ({"quantize": "int8", "calibration": None}, "int8"),
+    ],
+)
+def test_what_is_said_to_be_smaller_is_smaller(world, runs: Path, given, method: str) -> None:
+    result = compress(recipe_for(world, **given), runs / "a")
+    assert (result.method, result.model) == (method, str(runs / "a" / "model"))
+    assert payload(runs / "a" / "model") == result.bytes_after < result.bytes_before == payload(world.run / "model")
+    assert result.parameters_after == sum(t.numel() for t in _stored(runs / "a"))
+    assert result.added_nats_low <= result.added_nats <= result.added_nats_high
+    before, after = load(world.run), load(runs / "a")
+    text = world.judge.read_text()
+    gained = [evaluate_text(model.llama, model.tokenizer, text).nats_per_token for model in (before, after)]
+    assert gained[1] - gained[0] == pytest.approx(result.added_nats, abs=1e-6)
+    assert bool(result.ranks) == (method != "int8")
+    assert all(isinstance(text, str) for row in compress_rows(result, "zh") for text in row)
+    page = RunFolder(runs / "a").report.read_text()
+    assert all(part in page for part in ("Compression: a", "Its size", "<svg"))
+    assert ("What each matrix kept" in page) == bool(result.ranks)
+
+
+def _stored(run: Path) -> list[torch.Tensor]:
+    llama = load(run).llama
+    return [*llama.parameters(), *(tensor for name, tensor in llama.named_buffers() if name != "frequencies_P")]
+
+
+def test_keeping_everything_keeps_the_model(world, runs: Path) -> None:
+    result = compress(recipe_for(world, keep=1.0), runs / "a")
+    assert (result.added_nats, result.ranks, result.bytes_after) == (0.0, {}, result.bytes_before)
+    with torch.no_grad():
+        assert torch.equal(load(runs / "a")(IDS), load(world.run)(IDS))
+
+
+def test_the_last_tenth_of_the_calibration_text_judges_where_no_other_does(world, runs: Path) -> None:
+    result = compress(CompressRecipe(model=world.run / "model", calibration=world.text), runs / "a")
+    assert result.method == "whitened"
+    assert compress(CompressRecipe(model=world.run / "model", calibration=world.text), runs / "a").ranks == result.ranks
+    with pytest.raises(CheckpointMismatch, match="another recipe"):
+        compress(CompressRecipe(model=world.run / "model", calibration=world.text, keep=0.5), runs / "a")
+
+
+def test_a_compressed_model_can_be_compressed_again(world, runs: Path) -> None:
+    first = compress(recipe_for(world, keep=0.6), runs / "a")
+    second = compress(recipe_for(world, model=runs / "a" / "model", quantize="int8"), runs / "b")
+    assert second.bytes_before == first.bytes_after
+    assert payload(runs / "b" / "model") == second.bytes_after
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"keep": 0.0}, "--keep: expected a share"),
+        ({"keep": 1.1}, "--keep: expected a share"),
+        ({"keep": float("nan")}, "--keep: expected a share"),
+        ({"keep": 0.5, "quantize": "int8"}, "--keep together with --quantize"),
+        ({"method": "svd", "quantize": "int8"}, "--method svd together with --quantize"),
+        ({"calibration": None}, "--method auto needs --calibration"),
+        ({"calibration": None, "evaluate": None, "method": "svd"}, "expected --calibration or --evaluate"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(world, given, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        recipe_for(world, **given)
+
+
+def test_too_little_text_leaves_the_folder_free(world, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("the llama")
+    for given in ({"calibration": tmp_path / "short.txt", "evaluate": None}, {"evaluate": tmp_path / "short.txt"}):
+        with pytest.raises(BadData):
+            compress(recipe_for(world, **given), runs / "a")
+    compress(recipe_for(world), runs / "a")
+
+
+def test_all_ways_are_compared_on_the_same_text(world) -> None:
+    loaded = load(world.run)
+    texts = [path.read_text() for path in sorted(world.text.iterdir())]
+    windows = calibration_windows(loaded.tokenizer, texts, 64)
+    assert all(2 <= window.shape[1] <= 64 for window in windows)
+    before = evaluate_text(loaded.llama, loaded.tokenizer, world.judge.read_text())
+    found = compare(loaded.llama, loaded.tokenizer, windows, before, [world.judge.read_text()], (0.8, 0.4))
+    assert [(each.method, each.keep) for each in found] == [
+        ("svd", 0.8), ("svd", 0.4), ("whitened", 0.8), ("whitened", 0.4), ("int8", None),
+    ]  # fmt: skip
+    assert found[0].bytes == found[2].bytes > found[1].bytes
+    assert found[3].added_nats < found[1].added_nats  # what the inputs use is kept
+    assert evaluate_text(loaded.llama, loaded.tokenizer, world.judge.read_text()).nats == before.nats
+    with pytest.raises(BadData, match="calibration"):
+        calibration_windows(loaded.tokenizer, [""], 64)

@@ -1,0 +1,48 @@
+"""SIGINT at any moment of the demo: exit code 130, every file present loads, and the next run ends with its report."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PARTS = {"tokenizer": 0.1, "train": 0.6, "evaluate": 0.2, "adapt": 0.8, "compress": 0.8, "generate": 0.3, "report": 0.4}
+COUNT, NIGHTLY_COUNT = 5, 10
+
+
+def moments() -> list[Any]:
+    """A part, and how long after its beginning the signal comes; the first comes while modules are imported."""
+    generator = random.Random(20)
+    chosen = [(None, generator.uniform(0.2, 1.5))]
+    while len(chosen) < NIGHTLY_COUNT:
+        part = generator.choice(sorted(set(PARTS) - {name for name, _ in chosen[1:][-6:]}))
+        chosen.append((part, generator.uniform(0, PARTS[part])))
+    marks = [()] * COUNT + [pytest.mark.nightly] * (NIGHTLY_COUNT - COUNT)
+    return [
+        pytest.param(part, seconds, marks=mark, id=f"{part or 'imports'}+{seconds:.2f}s")
+        for (part, seconds), mark in zip(chosen, marks, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("part", "seconds"), moments())
+def test_stopped_at_any_moment_nothing_is_broken_and_the_next_run_finishes(
+    part: str | None,
+    seconds: float,
+    tmp_path: Path,
+    small_text: Path,
+    start_demo: Callable[..., Any],
+    assert_whole: Callable[[Path], None],
+) -> None:
+    words = ("--text", small_text, "--seconds", 0.5, "--out", tmp_path / "demo")
+    demo = start_demo(*words)
+    if part is not None:
+        demo.wait_for(part)
+    code, err = demo.interrupt(seconds)
+    assert code == 130, err
+    assert "Traceback" not in err
+    if (tmp_path / "demo").exists():
+        assert_whole(tmp_path / "demo")
+    result, _ = start_demo(*words).finish()
+    assert Path(result["report"]).is_file()
+    assert_whole(tmp_path / "demo")

@@ -1,0 +1,67 @@
+"""What doctor measures is kept, and the precision follows from it."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from puna.jobs import doctor as job
+from puna.jobs.doctor import DoctorResult, choose_precision, doctor
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Small products, counted; the cache in a folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rates = {"float32": 100.0, "bfloat16": 131.0, "float16": 0.0, "int8": 1.0}
+    asked: list[str] = []
+
+    def rate(name: str, rows: int, device: torch.device) -> float:
+        asked.append(name)
+        return rates[name] * rows
+
+    monkeypatch.setattr(job, "_rate", rate)
+    monkeypatch.setattr(job, "_read_rate", lambda device: 5.0)
+    return rates, asked, tmp_path / "cache"
+
+
+def test_it_measures_once_and_reads_what_it_kept(quick) -> None:
+    _, asked, cache = quick
+    first = doctor()
+    count = len(asked)
+    assert doctor() == first
+    assert len(asked) == count
+    assert doctor(refresh=True) == first
+    assert len(asked) == 2 * count
+    assert [path.suffix for path in (cache / "puna").iterdir()] == [".json"]
+    assert (first.torch, first.threads, first.devices[0]) == (torch.__version__, torch.get_num_threads(), "cpu")
+    assert first.gemm_flops["float32"] == first.gemm_flops_by_rows["float32"]["512"] == 51200
+
+
+@pytest.mark.parametrize(("rate", "chosen"), [(131.0, "bfloat16"), (129.0, "float32"), (0.0, "float32")])
+def test_sixteen_bits_must_be_much_faster(quick, rate: float, chosen: str) -> None:
+    quick[0]["bfloat16"] = rate
+    assert choose_precision("auto") == chosen
+    assert choose_precision("bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"torch": 1}'])
+def test_a_broken_cache_is_measured_anew(quick, text: str) -> None:
+    result = doctor()
+    [path] = (quick[2] / "puna").iterdir()
+    path.write_text(text)
+    assert doctor() == result
+    assert DoctorResult(**json.loads(path.read_text())) == result
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(quick, tmp_path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    assert asdict(doctor())["read_bytes_per_second"] == 5.0
+
+
+def test_the_real_rates_are_plausible(monkeypatch) -> None:
+    monkeypatch.setattr(job, "_MIN_SECONDS", 0.0)
+    monkeypatch.setattr(job, "_WIDTH", 256)
+    assert job._rate("float32", 16, torch.device("cpu")) > 1e6
+    assert job._rate("int8", 1, torch.device("cpu")) >= 0.0

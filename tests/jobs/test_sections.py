@@ -1,0 +1,76 @@
+"""The parts of a report say the numbers that they were given."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from puna.arch.presets import find_preset
+from puna.jobs import sections
+from puna.jobs.run_folder import RunFolder
+from puna.jobs.run_report import ranks_section, size_section, write_run_report
+from puna.jobs.train import planned_memory
+from puna.planning.counting import parameter_count
+from puna.report.labels import LABELS
+from puna.report.page import Figure, Table
+from puna.training.config import StepBudget, TrainingConfig
+
+CONFIG = find_preset("tiny").config
+PLAN = planned_memory(CONFIG, TrainingConfig(budget=StepBudget(steps=1)))
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    events = [
+        {"event": "step", "tokens": 10, "nats": 5.0},
+        {"event": "save_failed", "step": 1, "message": "full"},
+        {"event": "validation", "tokens": 10, "nats": 4.5},
+        {"event": "step", "tokens": 20, "nats": 4.0},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    return path
+
+
+def test_a_history_is_what_the_metrics_say(metrics: Path) -> None:
+    history = sections.read_history(metrics)
+    assert (history.tokens, history.nats) == ((10, 20), (5.0, 4.0))
+    assert (history.validation_tokens, history.validation_nats) == ((10,), (4.5,))
+
+
+def test_the_loss_of_a_single_step_can_be_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "step", "tokens": 10, "nats": 5.0}\n')
+    figure = sections.loss_figure("en", sections.read_history(path), [("loss.token_unigram", 4.0)])
+    assert len(figure.content.series) == 1
+
+
+def test_the_parts_of_a_model_add_up() -> None:
+    table = next(i for i in sections.model_section("en", CONFIG, 5, 7).items if isinstance(i, Table))
+    counts = [int(row[1].replace(",", "")) for row in table.rows]
+    assert sum(counts[:-1]) == counts[-1] == parameter_count(CONFIG)
+
+
+def test_the_parts_of_the_plan_add_up() -> None:
+    figure = next(i for i in sections.memory_section("en", PLAN, 12345).items if isinstance(i, Figure))
+    planned = sum(bars.values[0] for bars in figure.content.series)
+    assert (planned, sum(bars.values[1] for bars in figure.content.series)) == (PLAN.total, 12345)
+
+
+@pytest.mark.parametrize("lang", sorted(LABELS))
+def test_every_part_is_rendered_in_every_language(lang: str, metrics: Path) -> None:
+    folder = RunFolder(metrics.parent)
+    parts = [
+        sections.model_section(lang, CONFIG, 5, 7),
+        sections.memory_section(lang, PLAN, 12345),
+        sections.cache_section(lang, CONFIG, 1 << 20),
+        sections.rope_section(lang, CONFIG, [1.0, 0.1, 0.01]),
+        size_section(lang, 5000, 3000),
+        ranks_section(lang, {"layers.0.mlp.up_proj": 3, "layers.1.mlp.up_proj": 5}),
+    ]
+    for verb in ("train", "adapt", "compress"):
+        write_run_report(folder, verb, [("<what>", "1 & 2")], parts, lang)
+        page = folder.report.read_text(encoding="utf-8")
+        assert all(part.title in page for part in parts)
+        assert "&lt;what&gt;" in page
+        assert metrics.parent.name in page

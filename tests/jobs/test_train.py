@@ -1,0 +1,197 @@
+"""Pretraining, from what was asked to a model folder; and how a recipe is put together."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from puna.arch.presets import find_preset
+from puna.errors import BadData, CheckpointMismatch, UsageError
+from puna.files import sha256_file
+from puna.jobs import tokens
+from puna.jobs.load import load
+from puna.jobs.run_folder import RunFolder
+from puna.jobs.sections import read_history
+from puna.jobs.train import (
+    DataSource,
+    dry_run,
+    parse_source,
+    resumed_recipe,
+    train,
+    train_recipe,
+    train_rows,
+    training_flags,
+)
+from puna.training.config import StepBudget, TokenBudget
+
+FLAGS = {"precision": "float32", "seq": 32}
+
+
+def test_the_result_says_what_happened(world) -> None:
+    result, history = world.trained, read_history(RunFolder(world.run).metrics)
+    assert (result.steps, result.tokens) == (12, 12 * 4 * 32)
+    assert history.nats[0] == result.loss_first > result.loss == history.nats[-1]
+    assert history.validation_nats[-1] == result.validation_nats
+    assert history.validation_tokens == tuple(4 * 32 * step for step in (4, 8, 12))
+    assert min(result.tokens_per_second, result.peak_bytes, result.planned_peak_bytes) > 0
+    assert json.loads(json.dumps(asdict(result)))["model"] == str(world.run / "model")
+    assert all(isinstance(text, str) for row in train_rows(result, "zh") for text in row)
+
+
+def test_transformers_loads_the_model_with_equal_logits(world) -> None:
+    ours = load(world.run)
+    theirs = AutoModelForCausalLM.from_pretrained(world.run / "model")
+    ids = torch.tensor([ours.tokenizer.encode("the llama walks slowly", bos=True)])
+    assert AutoTokenizer.from_pretrained(world.run / "model")("the llama walks slowly")["input_ids"] == ids[0].tolist()
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        assert (ours(ids) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_run_leaves_a_report_of_its_own(world) -> None:
+    page = RunFolder(world.run).report.read_text()
+    for part in ("Training: run", "What was trained", "How it learned", "Planned, then measured", "<svg"):
+        assert part in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_bfloat16_products_train(build_recipe, runs: Path) -> None:
+    result = train(build_recipe(12, precision="bfloat16"), runs / "a")
+    assert result.loss < 0.97 * result.loss_first
+
+
+def test_a_budget_of_tokens_and_micro_batches_give_the_same_model(build_recipe, world, runs: Path) -> None:
+    recipe = build_recipe(12)
+    recipe = replace(recipe, training=replace(recipe.training, budget=TokenBudget(tokens=12 * 128)))
+    train(recipe, runs / "a")
+    assert sha256_file(runs / "a/model/model.safetensors") == sha256_file(world.run / "model/model.safetensors")
+
+
+def test_a_trained_model_is_continued_with_its_own_sizes(build_recipe, world, runs: Path) -> None:
+    recipe = train_recipe(
+        model=str(world.run), data=[DataSource(path=world.shards)],
+        training=training_flags(steps=3, batch=4, learning_rate=1e-4, **FLAGS),
+    )  # fmt: skip
+    assert (recipe.start, recipe.model) == (world.run / "model", load(world.run).config)
+    result = train(recipe, runs / "a")
+    assert result.loss_first < 0.9 * world.trained.loss_first
+    with pytest.raises(CheckpointMismatch, match="expected the model of the recipe"):
+        train(replace(recipe, model=replace(recipe.model, n_layers=3)), runs / "b")
+
+
+def test_a_presets_vocabulary_is_the_tokenizers(world) -> None:
+    recipe = train_recipe(
+        model="tiny", data=[DataSource(path=world.shards)], settings=["model.n_layers=3"], training=FLAGS
+    )
+    assert recipe.model == replace(find_preset("tiny").config, vocab_size=320, n_layers=3)
+    kept = train_recipe(model="tiny", data=recipe.data, settings=["model.vocab_size=512"], training=FLAGS)
+    assert kept.model.vocab_size == 512
+
+
+def test_defaults_then_recipe_then_settings_then_flags(world, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'schema = 1\npreset = "tiny"\n[training]\nseq = 16\nbatch = 6\nmicro_batch = 3\nseed = 5\nprecision = "float32"\n'
+        f'warmup = 0.2\nbudget = {{kind = "tokens", tokens = 9}}\n[model]\nn_layers = 5\n[[data]]\npath = "{world.shards}"\n'
+    )
+    recipe = train_recipe(
+        recipe=path,
+        settings=["training.seq=64", "training.batch=9", "model.dim=32"],
+        training=training_flags(batch=12, steps=7),
+    )
+    settings = recipe.training
+    assert (settings.batch, settings.seq, settings.micro_batch, settings.warmup) == (12, 64, 3, 0.2)
+    assert (settings.seed, settings.clip, settings.budget) == (5, 1.0, StepBudget(steps=7))
+    assert (recipe.model.n_layers, recipe.model.dim, recipe.model.ffn_dim) == (5, 32, 176)
+    assert recipe.data == (DataSource(path=world.shards),)
+    assert train_recipe(model="small", recipe=path, training={}).model.ffn_dim == 704
+
+
+def test_the_example_recipe_fills(root: Path, world) -> None:
+    recipe = train_recipe(
+        recipe=root / "recipes" / "small.toml", data=[parse_source(str(world.shards))],
+        training=training_flags(precision="float32"),
+    )  # fmt: skip
+    assert recipe.model == replace(find_preset("small").config, vocab_size=320)
+    assert recipe.training.budget == StepBudget(steps=2000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("model=small", "model: expected a table"),
+        ("training=5", "training: expected a table"),
+        ("training.sequ=5", "unknown key 'training.sequ'"),
+        ("trainin.seq=5", "unknown key 'trainin'"),
+        ("training.seq=1024", "training.seq: expected at most model.max_seq_len = 256"),
+        ("preset=tinny", "no such file or folder"),
+        ("data=[{pat='x'}]", r"unknown key 'data\[0\].pat'"),
+        ("data=[]", "expected --data"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(world, settings: str, said: str) -> None:
+    data = f"data=[{{path='{world.shards}'}}]"
+    with pytest.raises(UsageError, match=said):
+        train_recipe(settings=["preset=tiny", data, settings], training={"precision": "float32"}, data=[])
+
+
+def test_flags_that_were_not_given_are_not_there() -> None:
+    assert training_flags() == {}
+    assert training_flags(tokens=5, precision="bfloat16", batch=None, seed=0) == {
+        "budget": {"kind": "tokens", "tokens": 5}, "precision": "bfloat16", "seed": 0,
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="expected one budget, got --steps and --seconds"):
+        training_flags(steps=1, seconds=2.0)
+    with pytest.raises(UsageError, match="float16 is not built yet"):
+        training_flags(precision="float16")
+
+
+def test_a_source_may_have_a_weight(tmp_path: Path) -> None:
+    (tmp_path / "a:5").mkdir()
+    assert parse_source("prose:0.7") == DataSource(path=Path("prose"), weight=0.7)
+    assert parse_source("prose") == DataSource(path=Path("prose"))
+    assert parse_source(f"{tmp_path}/a:5") == DataSource(path=tmp_path / "a:5")
+    with pytest.raises(UsageError, match="expected DIR or DIR:weight"):
+        parse_source("a:b")
+
+
+def test_a_dry_run_says_how_often_each_source_is_read(world, build_recipe, tmp_path: Path) -> None:
+    tokens.build([world.judge, world.text], world.tokenizer, tmp_path / "more")
+    sources = (DataSource(path=world.shards, weight=1.0), DataSource(path=tmp_path / "more", weight=3.0))
+    plan = dry_run(replace(build_recipe(10), data=sources))
+    assert plan.shares == {str(world.shards): 0.25, str(tmp_path / "more"): 0.75}
+    for name, share in plan.shares.items():
+        assert plan.epochs[name] == pytest.approx(10 * 128 * share / plan.tokens[name])
+    assert plan.parameters > 0
+    assert plan.planned_peak_bytes == plan.bytes.total
+    with pytest.raises(UsageError, match="a weight above 0 for every source or for none"):
+        dry_run(replace(build_recipe(10), data=(sources[0], replace(sources[1], weight=None))))
+
+
+def test_one_tokenizer_serves_data_held_out_text_and_model(world, build_recipe, tmp_path: Path) -> None:
+    tokens.learn([world.judge], 300, tmp_path / "tokenizer")
+    tokens.build([world.text], tmp_path / "tokenizer", tmp_path / "other")
+    recipe = build_recipe(2)
+    for wrong in (
+        replace(recipe, data=(*recipe.data, DataSource(path=tmp_path / "other"))),
+        replace(recipe, validation=tmp_path / "other"),
+        replace(recipe, data=(DataSource(path=tmp_path / "other"),), start=world.run / "model"),
+    ):
+        with pytest.raises(CheckpointMismatch, match="not made with one tokenizer"):
+            train(wrong, tmp_path / "run")
+    with pytest.raises(CheckpointMismatch, match="at least the tokenizer's 320, got 64"):
+        train(replace(recipe, model=replace(recipe.model, vocab_size=64)), tmp_path / "run")
+
+
+def test_too_few_documents_to_hold_some_out_are_bad_data_unless_held_out_text_is_named(
+    world, build_recipe, tmp_path: Path
+) -> None:
+    tokens.build([world.judge], world.tokenizer, tmp_path / "one")
+    recipe = replace(build_recipe(2), data=(DataSource(path=tmp_path / "one"),))
+    with pytest.raises(BadData, match="1 documents cannot give 10 to hold out"):
+        train(recipe, tmp_path / "run")
+    assert train(replace(recipe, validation=world.shards), tmp_path / "run").steps == 2
+    assert resumed_recipe(tmp_path / "run").validation == world.shards

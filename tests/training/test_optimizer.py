@@ -1,0 +1,45 @@
+"""AdamW: matrices decay, gains do not, each parameter stands in one group."""
+
+import torch
+
+from puna.training.config import StepBudget, TrainingConfig
+from puna.training.optimizer import build_optimizer, trainable
+
+CONFIG = TrainingConfig(budget=StepBudget(steps=1), weight_decay=0.3, beta1=0.8, beta2=0.9)
+
+
+def test_matrices_decay_and_vectors_do_not(tiny) -> None:
+    optimizer = build_optimizer(tiny, CONFIG)
+    for group in optimizer.param_groups:
+        dims = {weight.dim() >= 2 for weight in group["params"]}
+        assert dims == {group["weight_decay"] == 0.3}
+        assert group["betas"] == (0.8, 0.9)
+    members = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
+    assert sorted(members) == sorted(id(weight) for weight in tiny.parameters())
+
+
+def test_a_tied_head_stands_once(build_llama) -> None:
+    tied = build_llama(tied_embeddings=True)
+    assert "lm_head.weight" not in trainable(tied)
+    optimizer = build_optimizer(tied, CONFIG)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(tied.parameters()))
+
+
+def test_frozen_parameters_are_left_out(tiny) -> None:
+    tiny.requires_grad_(requires_grad=False)
+    tiny.layers[0].self_attn.q_proj.weight.requires_grad_(requires_grad=True)
+    assert list(trainable(tiny)) == ["layers.0.self_attn.q_proj.weight"]
+    assert len(build_optimizer(tiny, CONFIG).param_groups) == 1
+
+
+def test_decay_alone_shrinks_matrices_by_the_rate_times_the_decay(tiny) -> None:
+    optimizer = build_optimizer(tiny, CONFIG)
+    before = {name: weight.detach().clone() for name, weight in trainable(tiny).items()}
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+    for weight in tiny.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    for name, weight in trainable(tiny).items():
+        factor = 1 - 0.5 * 0.3 if weight.dim() >= 2 else 1
+        torch.testing.assert_close(weight.detach(), before[name] * factor, rtol=1e-6, atol=0)
