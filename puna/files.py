@@ -140,20 +140,23 @@ class LineLog:
     """An append-only file of JSON lines, cut back to `offset` bytes on opening so that a resumed run repeats no line."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        with _disk_errors(path.parent):
+        self._path = path
+        with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
             self._file.truncate(min(offset, path.stat().st_size))
 
     def append(self, event: Mapping[str, object]) -> None:
         """Write one event as a line."""
-        self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        with _disk_errors(self._path):
+            self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
 
     def sync(self) -> int:
         """Bring the lines to the disk; return the file's length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _disk_errors(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
@@ -234,13 +237,13 @@ def _fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def _disk_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
         raise DiskFull(
-            f"{error.filename or folder}: {error.strerror}; {free_bytes(folder):,} bytes are free",
+            f"{error.filename or place}: {error.strerror}; {free_bytes(place):,} bytes are free",
             "free some space or choose another --out; what was saved before is untouched",
         ) from error

@@ -23,9 +23,9 @@ def adapt(
     validation: Path | None = None,
     steps: Count | None = None,
     seconds: float | None = None,
-    rank: int = 16,
-    alpha: float = 32.0,
-    targets: str = "all",
+    rank: int | None = None,
+    alpha: float | None = None,
+    targets: str | None = None,
     batch: int | None = None,
     seq: Count | None = None,
     learning_rate: float | None = None,
@@ -43,9 +43,9 @@ def adapt(
         validation: held-out records; without it the last tenth.
         steps: the budget in optimizer steps; 200 where no budget is given.
         seconds: the budget in seconds of training.
-        rank: of the update B A.
-        alpha: the update is multiplied by alpha / rank.
-        targets: all, attention, mlp, or Linears joined by commas.
+        rank: of the update B A; 16 where nothing says otherwise.
+        alpha: the update is multiplied by alpha / rank; 32 where nothing says otherwise.
+        targets: all (if nothing says otherwise), attention, mlp, or Linears joined by commas.
         batch: rows in a step.
         seq: tokens in a row.
         learning_rate: at its peak.

@@ -55,7 +55,7 @@ def generate(
         prompt,
         adapter=adapter,
         max_new_tokens=max_new_tokens,
-        sampling=SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=machine.seed),
+        sampling=SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=machine.seed or 0),
         stop=stop,
         int8=quantize is not None,
         device=machine.device,

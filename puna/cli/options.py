@@ -33,13 +33,13 @@ class MachineOptions:
     Args:
         device: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one.
         threads: CPU threads; 0 leaves torch's choice.
-        seed: the same seed gives the same result.
+        seed: the same seed gives the same result; 0 where nothing says otherwise.
         precision: training: auto takes what puna doctor measured to be faster; else auto is float32.
     """
 
     device: str = "auto"
     threads: int = 0
-    seed: int = 0
+    seed: int | None = None
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 

@@ -86,3 +86,5 @@ def build(*files: Files, tokenizer: Path, out: Path, json: Json = False) -> None
     print(f"{result.documents} documents, {result.tokens} tokens: {out}")
     if result.duplicates or result.bad_lines:
         say(f"{result.duplicates} duplicates dropped, {result.bad_lines} bad lines left out")
+    for line in result.skipped:
+        say(f"skipped {line}")

@@ -22,7 +22,7 @@ app = App(name="train")
 def train(
     *,
     out: Path,
-    model: str = "small",
+    model: str | None = None,
     data: tuple[str, ...] = (),
     validation: Path | None = None,
     steps: Count | None = None,
@@ -42,7 +42,7 @@ def train(
 
     Args:
         out: the run's folder.
-        model: a preset to train from scratch, or a model to continue.
+        model: a preset to train from scratch (small, if nothing says otherwise), or a model to continue.
         data: a folder of token shards, DIR or DIR:weight; repeatable.
         validation: held-out token shards; without it the last 1 % of each source's documents, at least 10.
         steps: the budget in optimizer steps; 1000 where no budget is given.

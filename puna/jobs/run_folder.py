@@ -127,8 +127,7 @@ def run_training(
     with closing(LineLog(folder.metrics, state.metrics_bytes)) as log, stop_request() as stop:
         hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop))
         state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log)))
-    if config.budget.progress(state.done) < 1:
-        stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
+    stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
     return state
 
 

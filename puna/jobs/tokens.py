@@ -36,12 +36,13 @@ class CodeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
-    """What `puna tokens build --json` prints."""
+    """What `puna tokens build --json` prints; `skipped` says which files are no text, and why."""
 
     documents: int
     duplicates: int
     tokens: int
     bad_lines: int
+    skipped: list[str]
     bytes_per_second: float
 
 
@@ -88,5 +89,6 @@ def build(files: Sequence[Path], tokenizer: Path, out: Path) -> BuildResult:
         duplicates=corpus.duplicates,
         tokens=len(shards),
         bad_lines=corpus.bad_lines,
+        skipped=list(corpus.skipped),
         bytes_per_second=shards.bytes / (time.monotonic() - started),
     )

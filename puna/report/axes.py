@@ -35,6 +35,7 @@ class Reference:
 
 
 def canvas(width: int, height: int, *, left: float, right: float, top: float, bottom: float) -> tuple["Figure", "Axes"]:
+    """A figure of so many CSS pixels with one bare pair of axes inside these margins."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)  # so that a point is a pixel
@@ -47,6 +48,7 @@ def canvas(width: int, height: int, *, left: float, right: float, top: float, bo
 
 
 def format_axis(plot_axis: "PlotAxis", axis: Axis, ticks: int) -> None:
+    """Ticks at round values, about this many, written in the axis's form."""
     from matplotlib import ticker
 
     low, high = sorted(plot_axis.get_view_interval())

@@ -38,6 +38,7 @@ class BarChart:
 
 
 def draw_bars(chart: BarChart, width: int) -> "Figure":
+    """Draw horizontal bars, a row for each category, as high as they need."""
     slots = 1 if chart.is_stacked else len(chart.series)
     bar, pitch = (24, 26) if slots == 1 else (18, 20)
     step = 22 + slots * pitch + 12

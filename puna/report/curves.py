@@ -56,6 +56,7 @@ class ScatterChart:
 
 
 def draw_curves(chart: LineChart | ScatterChart, width: int) -> "Figure":
+    """Draw lines or points with their references; wide figures name each series at its end."""
     is_line, is_wide = isinstance(chart, LineChart), width >= WIDE
     right = 14.0
     is_named = is_wide and len(chart.series) > 1
