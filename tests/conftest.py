@@ -1,6 +1,7 @@
 """What every test may lean on: one thread, no network, one seeded tiny model, the shared data where it is present."""
 
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from puna.arch.config import ModelConfig
 from puna.arch.presets import find_preset
@@ -16,6 +18,10 @@ from puna.model.init import initialise
 from puna.model.llama import Llama
 
 torch.set_num_threads(1)
+
+settings.register_profile("push", deadline=None, max_examples=50)
+settings.register_profile("nightly", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("PUNA_COUNTS", "push"))
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -33,7 +33,7 @@ from puna.jobs.run_report import loss_section, peak_row, write_run_report
 from puna.jobs.sections import memory_section
 from puna.jobs.train import training_table
 from puna.model.linears.lora import LoraSettings
-from puna.planning.memory import Memory, peak_memory
+from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.planning.settings import LoraTraining, Settings
 from puna.report.labels import label
 from puna.report.numbers import human_number
@@ -188,11 +188,11 @@ def adapt(
 
 
 def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
-    """The planner's peak for this run, without the process's fixed share."""
+    """The planner's peak for this run, for a process on a CPU."""
     method = LoraTraining(rank=recipe.lora.rank, targets=recipe.lora.targets)
     batch = min(recipe.training.batch, recipe.training.micro_batch)
     settings = Settings(method=method, seq=recipe.training.seq, batch=batch, base="float32")
-    return peak_memory(config, settings, runtime_bytes=0)
+    return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
 
 
 def merge(adapter: str | Path, out: Path, *, base_model: str | Path | None = None, text: str = "") -> MergeResult:

@@ -48,6 +48,7 @@ _PARTS = ("tokenizer", "shards", "second", "train", "adapt", "merged", "report.h
 _BYTES_PER_TOKEN_TYPE = 500
 _SMALL_TEXT_BYTES = 1 << 16
 _PROMPT_TOKENS = 12
+_SEQ = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,17 +198,16 @@ def _train_recipe(recipe: DemoRecipe, out: Path, tokenizer: Tokenizer, shards: S
     """What to train: a small text gets a tiny model, since a larger one would learn it by heart."""
     preset = "tiny" if shards.bytes < _SMALL_TEXT_BYTES else "small"
     return TrainRecipe(
-        model=replace(find_preset(preset).config, vocab_size=tokenizer.vocab_size),
+        model=replace(find_preset(preset).config, vocab_size=tokenizer.vocab_size, max_seq_len=_SEQ),
         training=TrainingConfig(
             budget=TimeBudget(seconds=recipe.seconds),
-            batch=8,
-            micro_batch=8,
-            seq=256,
-            learning_rate=4e-3,
+            batch=4,
+            micro_batch=4,
+            seq=_SEQ,
             precision=_precision(out / "train"),
             seed=recipe.seed,
-            validate_every=50,
-            checkpoint_every=50,
+            validate_every=100,
+            checkpoint_every=100,
         ),
         data=(DataSource(path=(out / "shards" / "train").resolve()),),
         validation=(out / "shards" / "held_out").resolve(),
@@ -238,7 +238,7 @@ def _adapt(
         data=(records[0].resolve(),),
         validation=records[1].resolve(),
         lora=LoraSettings(rank=_RANK, alpha=2.0 * _RANK, targets=LINEARS),
-        training=replace(train_recipe.training, budget=budget, learning_rate=2e-3, weight_decay=0.0),
+        training=replace(train_recipe.training, budget=budget, learning_rate=1e-3, weight_decay=0.0),
     )
     adapted = adapt(adapt_recipe, out / "adapt", resume=True, observers=observers)
     merged = merge(out / "adapt" / "adapter", out / "merged", base_model=adapt_recipe.base)

@@ -20,7 +20,7 @@ from puna.jobs.sections import memory_section, model_section
 from puna.model.init import initialise
 from puna.model.llama import Llama
 from puna.planning.counting import parameter_count
-from puna.planning.memory import Memory, peak_memory
+from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.planning.settings import FullTraining, Settings
 from puna.report.labels import label
 from puna.report.numbers import human_number
@@ -242,10 +242,10 @@ def parse_source(text: str) -> DataSource:
 
 
 def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
-    """The planner's peak for this run, without the process's fixed share."""
+    """The planner's peak for this run, for a process on a CPU."""
     batch = min(training.batch, training.micro_batch)
     settings = Settings(method=FullTraining(), seq=training.seq, batch=batch, base="float32")
-    return peak_memory(config, settings, runtime_bytes=0)
+    return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
 
 
 def training_flags(

@@ -23,6 +23,7 @@ from puna.planning.settings import ADAM_FLOAT32, ADAM_MIXED, Base, FullTraining,
 __all__ = [
     "LOSS_CHUNK_LOGITS",
     "LOSS_CHUNK_TOKENS",
+    "PROCESS_BYTES",
     "RUNTIME_BYTES",
     "Memory",
     "layer_activations",
@@ -34,6 +35,9 @@ __all__ = [
 RUNTIME_BYTES = 2**29
 """Allocator slack and library workspaces: math.md's upper figure."""
 
+PROCESS_BYTES = 100 * 2**20
+"""What a CPU process grows by when torch first works: code pages, workspaces; measured 115 to 130 MB on small models."""
+
 LOSS_CHUNK_TOKENS = 1024
 """Tokens whose logits exist at once in a fused 16-bit loss."""
 
@@ -41,7 +45,7 @@ LOSS_CHUNK_LOGITS = 1 << 22
 """Logits that exist at once in this project's float32 loss (model/loss.py)."""
 
 _LOGIT_BYTES_16 = 2 + 4 + 4  # the logit, its float32 copy, the copy's gradient
-_LOGIT_BYTES_32 = 4 + 4  # the logit, which its gradient overwrites, and log-sum-exp's copy
+_LOGIT_BYTES_32 = 4 + 4  # the logit, and its log-softmax, which becomes the gradient
 _NF4_BLOCK, _NF4_SCALES = 64, 256  # numbers that share an 8-bit maximum; maxima that share a float32 scale
 
 

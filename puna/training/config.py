@@ -75,7 +75,7 @@ class TrainingConfig:
     batch: int = 8
     micro_batch: int = 8
     seq: int = 256
-    learning_rate: float = 3e-3
+    learning_rate: float = 1.5e-3
     final_learning_rate: float = 0.05
     warmup: float = 0.05
     weight_decay: float = 0.1

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.arch.config import ModelConfig
@@ -48,7 +48,6 @@ def relative_error(model: Llama, cuts: list[int], cache: KVCache | None = None) 
 
 
 @pytest.mark.parametrize("heads", KV_HEADS)
-@settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(1, 23), unique=True).map(sorted))
 def test_cached_equals_full_for_any_split_of_the_prompt(heads: str, cuts: list[int]) -> None:
     assert relative_error(MODELS[heads], cuts) < T32

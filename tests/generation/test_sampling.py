@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -71,7 +71,6 @@ def test_temperature_comes_before_the_filters() -> None:
     assert sum(p > 0 for p in probabilities(top_p=0.7, temperature=0.5)) == 1
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     vocabulary=st.sampled_from([50, 1500]),

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.model.quantization import dequantize_rows_int8, quantize_rows_int8
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 70), st.floats(-30, 30), st.integers(0, 999))
 def test_every_entry_is_within_half_a_step_and_the_largest_is_met(
     rows: int, width: int, decade: float, seed: int

@@ -3,7 +3,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.errors import BadData, UsageError
@@ -176,7 +176,6 @@ def test_too_little_to_split_is_an_error_with_the_number_needed():
         split_documents(documents_of(["a"]), held_out=1.0)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.text("ab\n\r中👩\u200d ", max_size=400), st.integers(1, 100))
 def test_the_pieces_of_a_document_joined_are_the_document(text, target):
     pieces = cut_documents(documents_of([text]), target)

@@ -60,7 +60,7 @@ def test_it_validates_and_saves_when_it_should(tiny) -> None:
     assert (state.done.steps, state.done.tokens, state.validation_nats) == (10, 80, 1.0)
     assert (state.first_nats, state.last_nats) == (steps[0].nats, steps[-1].nats)
     assert steps[-1].progress == 1.0
-    assert steps[-1].learning_rate == pytest.approx(0.05 * 3e-3)
+    assert steps[-1].learning_rate == pytest.approx(0.05 * 1.5e-3)
 
 
 def test_the_best_step_is_one_that_was_saved(tiny) -> None:
