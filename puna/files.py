@@ -223,7 +223,12 @@ def _move_into_place(temporary: Path, final: Path) -> None:
     if final.exists():
         remove_folder(old)
         final.rename(old)
-    temporary.rename(final)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if old.exists():
+            old.rename(final)
+        raise
     _fsync_folder(final.parent)
     remove_folder(old)
 

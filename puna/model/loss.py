@@ -17,7 +17,7 @@ from puna.model.linears.kind import AnyLinear
 
 __all__ = ["Nats", "chunked_nats", "token_nats"]
 
-_CHUNK_LOGITS = 1 << 22  # 4 M float32 logits, 16 MiB: the best of 1 to 32 M on the machines measured (docs/findings.md)
+_CHUNK_LOGITS = 1 << 22  # 4 M float32 logits, 16 MiB: larger products leave the cache (docs/findings.md 2)
 
 
 @dataclass(frozen=True, slots=True)
