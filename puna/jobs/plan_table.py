@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from puna.jobs.plan import PlanResult
-from puna.jobs.quantities import format_bytes, format_count, format_seconds
 from puna.planning.hardware import UTILISATION
+from puna.report.numbers import human_bytes, human_count, human_seconds
 
 __all__ = ["card_rows", "plan_rows"]
 
@@ -26,11 +26,11 @@ def card_rows(result: PlanResult) -> list[tuple[str, ...]]:
         rows.append(
             (
                 line.card,
-                format_bytes(line.memory_bytes),
+                _both(line.memory_bytes),
                 "yes" if line.fits else "no, least:",
                 ", ".join(line.changed) or "as asked",
-                format_bytes(line.total_bytes),
-                "" if seconds is None else format_seconds(seconds),
+                _both(line.total_bytes),
+                "" if seconds is None else human_seconds(seconds),
             )
         )
     return rows
@@ -47,7 +47,7 @@ def _traits(name: str, show: Callable[[object], str] = str) -> Show:
 def _bytes(name: str) -> Show:
     def cell(result: PlanResult) -> str:
         size = getattr(result.bytes, name)
-        return format_bytes(size) if size else ""
+        return _both(size) if size else ""
 
     return cell
 
@@ -64,7 +64,7 @@ def _fits(result: PlanResult) -> str:
     if result.fits is None:
         return ""
     if not result.fits:
-        return f"no: the smallest that would do is {format_bytes(result.bytes.total)}"
+        return f"no: the smallest that would do is {_both(result.bytes.total)}"
     return "yes" + (f" with {', '.join(result.changed)}" if result.changed else "")
 
 
@@ -77,7 +77,7 @@ _TRAITS: tuple[tuple[str, Show], ...] = (
     ("ffn", _traits("ffn", "{:,}".format)),
     ("rope base", _traits("rope_base", "{:,.0f}".format)),
     ("context", _traits("context", "{:,}".format)),
-    ("training tokens", _traits("training_tokens", lambda count: format_count(float(str(count))))),
+    ("training tokens", _traits("training_tokens", lambda count: human_count(float(str(count))))),
 )
 _COUNTS: tuple[tuple[str, Show], ...] = (
     ("parameters", lambda result: f"{result.parameters:,}"),
@@ -88,8 +88,8 @@ _COUNTS: tuple[tuple[str, Show], ...] = (
     ),
     ("trained", lambda result: f"{result.trainable_parameters:,}" if result.trainable_parameters else ""),
     ("cache per token", lambda result: f"{result.kv_cache_bytes_per_token:,} B"),
-    ("FLOPs per token, forward", lambda result: format_count(result.flops.forward_per_token)),
-    ("FLOPs per token, training", lambda result: format_count(result.flops.train_per_token)),
+    ("FLOPs per token, forward", lambda result: human_count(result.flops.forward_per_token)),
+    ("FLOPs per token, training", lambda result: human_count(result.flops.train_per_token)),
     ("settings", _settings),
 )
 _BYTES: tuple[tuple[str, Show], ...] = tuple(
@@ -107,3 +107,8 @@ _BYTES: tuple[tuple[str, Show], ...] = tuple(
     )
 )
 _END: tuple[tuple[str, Show], ...] = (("fits", _fits),)
+
+
+def _both(size: int) -> str:
+    """Bytes in powers of 1000 and of 1024: cards are sold by the first and filled by the second."""
+    return f"{human_bytes(size)} ({human_bytes(size, is_binary=True)})"

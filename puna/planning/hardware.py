@@ -1,9 +1,8 @@
 """Common cards as data: memory, dense 16-bit tensor FLOP/s with float32 accumulation, memory bandwidth.
 
 A vendor's gigabyte is read as 10^9 bytes, a little below what most drivers report: the difference goes to the device's
-own context. Sources: NVIDIA's data sheets of T4, A10, L40S, A100, H100 and H200; NVIDIA's Ampere GA102, Ada and
-Blackwell RTX architecture papers for the GeForce cards (the 4060 and 3060: cores x boost clock by the same rule). Peak
-rates; T4 has no bfloat16, its figure is float16.
+own context. The figures are the vendor's published peaks, rounded, and have not been measured here; those of the GeForce
+4060 and 3060 follow cores x boost clock. T4 has no bfloat16, its figure is float16.
 """
 
 from dataclasses import dataclass
