@@ -115,6 +115,8 @@ def _explain(error: BaseException, signum: int | None) -> PunaError:
         return error
     if isinstance(error, CycloptsError):
         return UsageError(" ".join(str(error).split()), " ".join(("puna", *(error.command_chain or ()), "--help")))
+    if isinstance(error, BrokenPipeError):
+        return PunaError("the reader of the output has left")
     if isinstance(error, OSError):
         return PunaError(
             ": ".join(filter(None, (error.filename and str(error.filename), error.strerror or str(error))))
