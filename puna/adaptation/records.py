@@ -5,6 +5,7 @@ packed into rows of `seq` tokens; tokens of one record never see those of anothe
 """
 
 import codecs
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ __all__ = [
     "encode_records",
     "pack_records",
     "read_records",
+    "rows_sha256",
 ]
 
 _LATER = ("messages", "instruction", "question")
@@ -123,6 +125,14 @@ def pack_records(encoded: Sequence[tuple[np.ndarray, np.ndarray]], seq: int, see
         open_row.append((ids, learn))
         room -= len(ids) - 1
     return [*rows, _close(open_row, seq)] if open_row else rows
+
+
+def rows_sha256(rows: Sequence[Row]) -> str:
+    """A digest of what is learned, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.ids.tobytes() + row.targets.tobytes() + row.keep.tobytes())
+    return digest.hexdigest()
 
 
 class RecordSource:

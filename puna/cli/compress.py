@@ -34,7 +34,7 @@ def compress(
         model: a run folder or a Hugging Face folder.
         out: the run's folder.
         calibration: text of the kind that the model will see.
-        method: plain SVD, or SVD whitened by the inputs that occur; auto takes the better one.
+        method: plain SVD, or SVD whitened by the inputs that occur; auto is whitened.
         keep: kept share of the stored bits of the block Linears; 0.8 if no other lever is named.
         quantize: int8 weights, with activations rounded for each token.
         evaluate: the text that judges; without it the last tenth of the calibration documents.

@@ -42,7 +42,7 @@ def generate(
         top_k: keep the k likeliest tokens.
         min_p: keep tokens at least this share as likely as the likeliest.
         stop: end before this string; repeatable.
-        quantize: int8 weights, rounded while loading.
+        quantize: int8 weights, rounded after loading.
     """
     from puna.generation.sampling import SamplingSettings
     from puna.jobs.generate import generate as run

@@ -41,6 +41,9 @@ def run(arguments: Sequence[str]) -> int:
     with _listening(stop):
         try:
             code = _call(arguments)
+        except BrokenPipeError:  # the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
         except (Exception, KeyboardInterrupt) as error:
             if os.environ.get("PUNA_DEBUG"):
                 raise
@@ -115,8 +118,6 @@ def _explain(error: BaseException, signum: int | None) -> PunaError:
         return error
     if isinstance(error, CycloptsError):
         return UsageError(" ".join(str(error).split()), " ".join(("puna", *(error.command_chain or ()), "--help")))
-    if isinstance(error, BrokenPipeError):
-        return PunaError("the reader of the output has left")
     if isinstance(error, OSError):
         return PunaError(
             ": ".join(filter(None, (error.filename and str(error.filename), error.strerror or str(error))))

@@ -96,5 +96,8 @@ def train(
 
 
 def _plan_rows(plan: "DryRun") -> list[tuple[str, str]]:
-    sources = [(f"tokens in {name}", f"{tokens:,}") for name, tokens in plan.tokens.items()]
+    sources = []
+    for name, tokens in plan.tokens.items():
+        often = f", {plan.epochs[name]:.2f} epochs" if name in plan.epochs else ""
+        sources.append((f"tokens in {name}", f"{tokens:,}, {plan.shares[name]:.1%} of the windows{often}"))
     return [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes)), *sources]

@@ -2,7 +2,7 @@
 
 from cyclopts import App
 
-from puna.cli.console import print_json, print_table
+from puna.cli.console import print_json, print_table, say
 from puna.cli.options import Json
 
 __all__ = ["app"]
@@ -27,3 +27,5 @@ def show(model: str, /, *, json: Json = False) -> None:
     print_table(("config", "value"), [(name, str(value)) for name, value in result.config.items()])
     rows = [(each.name, each.dtype, " x ".join(map(str, each.shape)), f"{each.bytes:,}") for each in result.tensors]
     print_table(("tensor", "type", "shape", "bytes"), rows)
+    for notice in result.notices:
+        say(notice)

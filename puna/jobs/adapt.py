@@ -17,6 +17,7 @@ from puna.adaptation.records import (
     encode_records,
     pack_records,
     read_records,
+    rows_sha256,
 )
 from puna.adaptation.targets import adapter_of, attach
 from puna.arch.config import ModelConfig
@@ -148,7 +149,7 @@ def resumed_recipe(out: Path) -> AdaptRecipe:
 
 def adapt(
     recipe: AdaptRecipe,
-    out: Path,
+    out: str | Path,
     *,
     resume: bool = False,
     device: str = "auto",
@@ -159,7 +160,7 @@ def adapt(
     A finished run is not trained further: its result is made again from its last checkpoint.
     Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), NonFiniteLoss, RunLocked, UsageError.
     """
-    place, config = choose_device(device), recipe.training
+    out, place, config = Path(out), choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
         peak = PeakMemory(place)
         loaded = load(recipe.base, device=place)
@@ -177,8 +178,10 @@ def adapt(
             source,
             lambda: evaluate_windows(loaded.llama, batches).nats_per_token,
             observers,
+            peak=peak,
+            data=rows_sha256(rows),
         )
-        result = _result(state, counts, peak.growth_bytes(), recipe, loaded, out / "adapter")
+        result = _result(state, counts, recipe, loaded, out / "adapter")
         adapter = adapter_of(loaded.llama, base_sha256=weights_sha256(recipe.base))
         save_adapter(adapter, out / "adapter", base=str(recipe.base.resolve()))
         plan = planned_memory(recipe, loaded.config)
@@ -202,6 +205,8 @@ def merge(adapter: str | Path, out: Path, *, base_model: str | Path | None = Non
     """
     check_replaceable(out)
     base = find_base(adapter) if base_model is None else find_model(base_model)
+    if out.resolve() == base.resolve():
+        raise UsageError(f"{out} is the base itself", "choose another --out: the adapter belongs to this base")
     attached, merged = load(base, adapter=adapter), load(base, adapter=adapter)
     merge_into_base(merged.llama)
     proof = attached.tokenizer.encode(text if text else _PROOF_TEXT, bos=True)[:_PROOF_TOKENS]
@@ -267,7 +272,7 @@ def _hold_out(items: list[_Item]) -> tuple[list[_Item], list[_Item]]:
 
 
 def _result(
-    state: TrainState, counts: RecordCounts, growth: int, recipe: AdaptRecipe, loaded: LoadedModel, adapter: Path
+    state: TrainState, counts: RecordCounts, recipe: AdaptRecipe, loaded: LoadedModel, adapter: Path
 ) -> AdaptResult:
     assert state.first_nats is not None
     assert state.last_nats is not None
@@ -280,7 +285,7 @@ def _result(
         loss_first=state.first_nats,
         loss_last=state.last_nats,
         validation_nats=state.validation_nats,
-        peak_bytes=growth,
+        peak_bytes=state.peak_bytes,
         planned_peak_bytes=planned_memory(recipe, loaded.config).total,
         records=counts,
         adapter=str(adapter),

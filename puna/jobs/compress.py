@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from puna.compression.allocation import uniform_ranks
 from puna.compression.low_rank import Spectrum, compress_low_rank, decompose_linears
@@ -23,6 +23,7 @@ from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run
 from puna.jobs.run_report import ranks_section, size_section, write_run_report
 from puna.model.llama import Llama
+from puna.model.surgery import named_linears
 from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_seconds
 from puna.text.corpus import Document, cut_documents, read_documents
@@ -118,6 +119,8 @@ def compress(recipe: CompressRecipe, out: Path, *, device: str = "auto") -> Comp
         peak = PeakMemory(place)
         loaded = load(source, device=place)
         model, tokenizer = loaded.llama, loaded.tokenizer
+        if recipe.wanted is not None:
+            _refuse_compressed(model, source)
         fitting, judging = _texts(recipe)
         before = evaluate_text(model, tokenizer, *judging)
         sizes = _parameters(model), _bytes(model)
@@ -224,6 +227,12 @@ def _shrink(model: Llama, method: str, keep: float | None, spectra: Iterable[tup
         quantize_int8(model)
         return {}
     return compress_low_rank(model, spectra, uniform_ranks(model.config, keep)).ranks
+
+
+def _refuse_compressed(model: Llama, source: Path) -> None:
+    """A kept share is one of a dense model's bits: taken of a smaller one it could make it larger."""
+    if any(not isinstance(linear, nn.Linear) for _, linear in named_linears(model)):
+        raise UsageError(f"{source} is compressed already", "compress the model that it was made from")
 
 
 def _texts(recipe: CompressRecipe) -> tuple[list[str], list[str]]:

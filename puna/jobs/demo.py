@@ -3,6 +3,7 @@
 Stopped at any moment, it keeps what was finished; the same command goes on from there.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from puna.jobs.demo_text import DemoText, Parts, gather_text, split_text, tell_l
 from puna.jobs.doctor import choose_precision
 from puna.jobs.load import LoadedModel, load
 from puna.jobs.recipe import dump_recipe, fill, read_recipe
-from puna.jobs.run_folder import RunFolder
+from puna.jobs.run_folder import RunFolder, refuse_foreign
 from puna.jobs.train import DataSource, TrainRecipe, TrainResult, resumed_recipe, train
 from puna.model.linears.lora import LoraSettings
 from puna.text.corpus import Document
@@ -53,12 +54,13 @@ _SEQ = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRecipe:
-    """`seconds` is the pretraining phase; `text` a folder of the user's own."""
+    """`seconds` is the pretraining phase; `text` a folder of the user's own, `text_sha256` what was read in it."""
 
     seconds: float = 90.0
     seed: int = 0
     text: Path | None = None
     lang: Literal["en", "zh"] = "en"
+    text_sha256: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < math.inf:
@@ -87,6 +89,7 @@ def demo(
             text = gather_text(recipe.text)
             tell_left_out(text.corpus, tell)
             parts = split_text(text, recipe.seed)
+            recipe = replace(recipe, text_sha256=_sha256(text))
         _prepare(out, recipe)
         with clock.step("tokenizer"):
             tokenizer = _tokenizer(out / "tokenizer", parts.old)
@@ -96,6 +99,7 @@ def demo(
         train_recipe = _train_recipe(recipe, out, tokenizer, shards)
         with clock.step("train"):
             trained = train(train_recipe, out / "train", resume=True, observers=observers)
+        clock.at_least("train", trained.seconds)
         facts = _use(recipe, out, clock, text, parts, shards, train_recipe, trained, observers)
         with clock.step("report"):
             write_text(out / "report.html", write_report(facts))
@@ -143,22 +147,27 @@ def _use(
         compress=compressed,
         samples=samples,
         steps=[(step.name, step.seconds) for step in clock.steps],
-        seconds=clock.seconds,
+        seconds=sum(step.seconds for step in clock.steps),
         out=out,
     )
 
 
 def _refuse_foreign(out: Path) -> None:
     """A folder is cleared only where its recipe is a demo's. Errors: UsageError."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is not a folder", "choose another --out")
+    refuse_foreign(out)
     if (out / "recipe.toml").exists():
         try:
             fill(DemoRecipe, read_recipe(out / "recipe.toml"))
         except UsageError:
             raise UsageError(f"{out} holds a run that is no demo", "choose another --out") from None
-    elif taken := [name for name in _PARTS if (out / name).exists()]:
-        raise UsageError(f"{out} holds no demo, but {taken[0]}", "choose another --out")
+
+
+def _sha256(text: DemoText) -> str:
+    """Of all documents of both kinds: what an unfinished demo has made belongs to one text."""
+    digest = hashlib.sha256()
+    for document in (*text.documents, *text.second):
+        digest.update(hashlib.sha256(document.text.encode()).digest())
+    return digest.hexdigest()
 
 
 def _prepare(out: Path, recipe: DemoRecipe) -> None:

@@ -1,6 +1,7 @@
 """The demo's report: every figure and table from the numbers of one run."""
 
 import math
+import shlex
 from collections.abc import Mapping
 
 import torch
@@ -314,10 +315,12 @@ def _samples(facts: DemoFacts) -> Section:
 
 
 def _next(facts: DemoFacts) -> Section:
-    model, adapter = facts.train.model, facts.adapt.adapter
+    model, adapter = shlex.quote(facts.train.model), shlex.quote(facts.adapt.adapter)
+    prompt = shlex.quote(facts.samples[0].prompt.strip().split("\n")[0][:40])
+    text = f" --text {shlex.quote(facts.text.folder)}" if facts.text.folder else ""
     commands = {
-        "generate": f'puna generate {model} --prompt "import os"',
-        "longer": "puna demo --seconds 1800 --out runs/longer",
+        "generate": f"puna generate {model} --prompt {prompt}",
+        "longer": f"puna demo --seconds 1800{text} --out runs/longer",
         "own_text": "puna demo --text FOLDER --out runs/mine",
         "adapt": f"puna adapt {model} FILE.jsonl --out runs/adapted",
         "compress": f"puna compress {model} runs/smaller --keep 0.8 --calibration FILE.txt",

@@ -27,7 +27,7 @@ class EvaluateResult:
 
 def evaluate(
     model: str | Path,
-    text: Path,
+    text: str | Path,
     *,
     adapter: str | Path | None = None,
     window: int | None = None,
@@ -39,7 +39,7 @@ def evaluate(
 
     Errors: BadData, UsageError, FormatError.
     """
-    documents = read_documents([text]).documents
+    documents = read_documents([Path(text)]).documents
     loaded = load(model, adapter=adapter, device=choose_device(device), dtype=dtype)
     texts = [document.text for document in documents]
     return evaluate_result(evaluate_text(loaded.llama, loaded.tokenizer, *texts, window=window, stride=stride))

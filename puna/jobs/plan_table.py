@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from puna.jobs.plan import PlanResult
 from puna.planning.hardware import UTILISATION
-from puna.report.numbers import human_bytes, human_count, human_seconds
+from puna.report.numbers import human_count, human_seconds
 
 __all__ = ["card_rows", "plan_rows"]
 
@@ -110,5 +110,6 @@ _END: tuple[tuple[str, Show], ...] = (("fits", _fits),)
 
 
 def _both(size: int) -> str:
-    """Bytes in powers of 1000 and of 1024: cards are sold by the first and filled by the second."""
-    return f"{human_bytes(size)} ({human_bytes(size, is_binary=True)})"
+    """Bytes in powers of 1000 and of 1024: cards are sold by the first and filled by the second; two digits decide what fits."""
+    power, decimal, binary = (3, "GB", "GiB") if size >= 10**9 else (2, "MB", "MiB")
+    return f"{size / 1000**power:,.2f} {decimal} ({size / 1024**power:,.2f} {binary})"

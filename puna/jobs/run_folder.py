@@ -9,6 +9,7 @@ import torch
 
 from puna.errors import CheckpointMismatch, DiskFull, Interrupted, PunaError, UsageError
 from puna.files import MANIFEST, LineLog, lock_folder, remove_folder, sha256_file, sweep_stale, write_text
+from puna.jobs.peak import PeakMemory
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.signals import stop_request
 from puna.model.llama import Llama
@@ -24,7 +25,7 @@ from puna.training.config import TrainingConfig
 from puna.training.loop import Event, LoopHooks, Observer, StepEvent, run_loop
 from puna.training.optimizer import build_optimizer
 
-__all__ = ["RunFolder", "check_replaceable", "open_run", "run_training"]
+__all__ = ["RunFolder", "check_replaceable", "open_run", "refuse_foreign", "run_training"]
 
 _SAVES_MAY_FAIL = 2
 
@@ -64,7 +65,7 @@ def open_run(path: Path, recipe: object, *, resume: bool) -> Iterator[RunFolder]
             CheckpointMismatch where the recipe on disk is another one.
     """
     folder, text = RunFolder(path), dump_recipe(recipe)
-    _refuse_foreign(folder)
+    refuse_foreign(path)
     with lock_folder(path):
         sweep_stale(path)
         sweep_stale(folder.checkpoints)
@@ -87,6 +88,9 @@ def open_run(path: Path, recipe: object, *, resume: bool) -> Iterator[RunFolder]
 
 def check_replaceable(path: Path) -> None:
     """Refuse to put a result where something stands that puna did not write. Errors: UsageError."""
+    old = path.with_name(f"{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)  # a killed process left it between two renames
     is_ours = path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir()))
     if path.exists() and not is_ours:
         raise UsageError(f"{path} holds something else", "choose another --out, or empty it first")
@@ -99,12 +103,17 @@ def run_training(
     source: BatchSource,
     validate: Callable[[], float],
     observers: tuple[Observer, ...] = (),
+    *,
+    peak: PeakMemory,
+    data: str,
 ) -> TrainState:
     """Continue from the latest checkpoint, or start; train to the end of the budget; return the last state.
 
+    Args:   data: a digest of what is learned from; a checkpoint goes on with no other.
     Errors: Interrupted after saving, when a signal asked to stop; NonFiniteLoss; DiskFull after three failed saves.
     """
-    optimizer, recipe = build_optimizer(model, config), sha256_file(folder.recipe)
+    optimizer = build_optimizer(model, config)
+    recipe = f"{sha256_file(folder.recipe)} on {data}"
     latest = latest_checkpoint(folder.checkpoints)
     torch.manual_seed(config.seed)  # whatever may draw from it later; a checkpoint brings its own state
     state = TrainState() if latest is None else load_checkpoint(latest, model, optimizer, recipe)
@@ -113,7 +122,7 @@ def run_training(
     def save(state: TrainState) -> None:
         nonlocal failures
         try:
-            state = replace(state, metrics_bytes=log.sync())
+            state = replace(state, metrics_bytes=log.sync(), peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
             save_checkpoint(folder.checkpoints, model, optimizer, state, {"recipe": recipe})
             prune_checkpoints(folder.checkpoints, config.keep_checkpoints, state.best_step)
             failures = 0
@@ -128,12 +137,12 @@ def run_training(
         hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop))
         state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log)))
     stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
-    return state
+    return replace(state, peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
 
 
-def _refuse_foreign(folder: RunFolder) -> None:
-    """A folder with anything in it that no run leaves behind is not ours to sweep."""
-    path = folder.path
+def refuse_foreign(path: Path) -> None:
+    """A folder with anything in it that no run leaves behind is not ours to sweep. Errors: UsageError."""
+    folder = RunFolder(path)
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is not a folder", "choose another --out")
     if path.exists() and not folder.recipe.exists():

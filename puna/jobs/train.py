@@ -1,5 +1,6 @@
 """Pretraining: token shards -> a model folder, through checkpoints that survive any interruption."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def resumed_recipe(out: Path) -> TrainRecipe:
 
 def train(
     recipe: TrainRecipe,
-    out: Path,
+    out: str | Path,
     *,
     resume: bool = False,
     device: str = "auto",
@@ -168,7 +169,7 @@ def train(
     A finished run is not trained further: its result is made again from its last checkpoint.
     Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), NonFiniteLoss, RunLocked, UsageError.
     """
-    place, config = choose_device(device), recipe.training
+    out, place, config = Path(out), choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
         training, held_out = _open_data(recipe)
         mixture = Mixture(weights=_weights(recipe.data, training))
@@ -186,8 +187,10 @@ def train(
             WindowSource(training, mixture, config),
             lambda: evaluate_windows(model, validation).nats_per_token,
             observers,
+            peak=peak,
+            data=" ".join(part.sha256 for part in training),
         )
-        result = _result(state, peak.growth_bytes(), recipe, out / "model")
+        result = _result(state, recipe, out / "model")
         save_folder(model, out / "model", load_tokenizer(recipe.data[0].path / "tokenizer"))
         _report(folder, recipe, result)
     return result
@@ -340,12 +343,13 @@ def _vocabulary(table: Mapping[str, Any]) -> int:
 
 
 def _weights(sources: Sequence[DataSource], shards: Sequence[Shards]) -> tuple[int, ...]:
+    """Whole-number weights, at least 1: a source that was named is read."""
     given = [source.weight for source in sources]
     if all(weight is None for weight in given):
-        return integer_weights([len(part) for part in shards])
-    if any(weight is None or not weight > 0 for weight in given):
+        return tuple(max(1, weight) for weight in integer_weights([len(part) for part in shards]))
+    if any(weight is None or not 0 < weight < math.inf for weight in given):
         raise UsageError("--data: expected a weight above 0 for every source or for none", "--data a:0.7 --data b:0.3")
-    return integer_weights([weight for weight in given if weight is not None])
+    return tuple(max(1, weight) for weight in integer_weights([weight for weight in given if weight is not None]))
 
 
 def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,7 +366,7 @@ def _report(folder: RunFolder, recipe: TrainRecipe, result: TrainResult, lang: s
     write_run_report(folder, "train", train_rows(result, lang), sections, lang)
 
 
-def _result(state: TrainState, growth: int, recipe: TrainRecipe, model: Path) -> TrainResult:
+def _result(state: TrainState, recipe: TrainRecipe, model: Path) -> TrainResult:
     assert state.first_nats is not None
     assert state.last_nats is not None
     assert state.validation_nats is not None
@@ -373,7 +377,7 @@ def _result(state: TrainState, growth: int, recipe: TrainRecipe, model: Path) ->
         loss_first=state.first_nats,
         loss=state.last_nats,
         validation_nats=state.validation_nats,
-        peak_bytes=growth,
+        peak_bytes=state.peak_bytes,
         planned_peak_bytes=planned_memory(recipe.model, recipe.training).total,
         seconds=state.done.seconds,
         model=str(model),

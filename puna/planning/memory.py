@@ -198,7 +198,7 @@ def _inference_memory(config: ModelConfig, settings: Settings, runtime_bytes: in
 
 
 def _dequantised(config: ModelConfig, settings: Settings) -> int:
-    """The largest Linear's weight in 16 bits, while it multiplies."""
+    """The largest Linear's weight in the compute type, while it multiplies."""
     if settings.base in ("float32", "bfloat16"):
         return 0
     return settings.compute_bytes * max(prod(shape) for shape in linear_shapes(config).values())

@@ -31,6 +31,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 class TrainState:
     """The counters of a run; the order of data is a function of `done.steps` alone.
 
+    peak_bytes: the largest growth of memory in any sitting.
     best_step: of the steps that were saved, the one with the lowest nats on held-out text.
     """
 
@@ -41,6 +42,7 @@ class TrainState:
     best_validation_nats: float | None = None
     best_step: int | None = None
     metrics_bytes: int = 0
+    peak_bytes: int = 0
 
 
 def save_checkpoint(
@@ -80,9 +82,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, recipe: 
     Args:   recipe: what the checkpoint's record must say under this name; None accepts any.
     Errors: CheckpointMismatch naming the recipe or the tensor, FormatError; model and optimizer are then unchanged.
     """
-    hint = "resume with the recipe that the run was started with"
+    hint = "resume with the recipe and the data that the run was started with"
     if recipe not in (None, verify_folder(path).get("recipe")):
-        raise CheckpointMismatch(f"{path}: saved under another recipe", hint)
+        raise CheckpointMismatch(f"{path}: saved under another recipe or other data", hint)
     tensors, weights = load_file(path / "state.safetensors"), trainable(model)
     expected = _forms(weights)
     for name in sorted(expected.keys() ^ tensors.keys()):

@@ -75,6 +75,8 @@ def test_a_compressed_model_can_be_compressed_again(world, runs: Path) -> None:
     second = compress(recipe_for(world, model=runs / "a" / "model", quantize="int8"), runs / "b")
     assert second.bytes_before == first.bytes_after
     assert payload(runs / "b" / "model") == second.bytes_after
+    with pytest.raises(UsageError, match="compressed already"):
+        compress(recipe_for(world, model=runs / "a" / "model", keep=0.8), runs / "c")
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,25 @@ def test_real_plays_and_poems_reach_their_report(
     tokens = open_shards(out / "shards" / "train").tokens.tolist()
     assert "\ufffd" not in load(result["model"]).tokenizer.decode(tokens)
     assert_whole(out)
+
+
+def test_a_folder_of_the_users_own_is_refused_and_left_alone(small_text: Path, tmp_path: Path) -> None:
+    names = ("letter.txt", "letter.txt.old", "a.tmp-1")
+    for name in names:
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="holds no run"):
+        run(small_text, tmp_path)
+    assert set(names) <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_another_text_begins_anew(small_text: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "demo", tmp_path / "text"
+    shutil.copytree(small_text, text)
+    with pytest.raises(KeyboardInterrupt):
+        run(text, out, tell=stop_at("evaluate"))
+    first = open_shards(out / "shards" / "train").sha256
+    (text / "more.txt").write_text("one document more\n" * 40, encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        run(text, out, tell=stop_at("train"))
+    assert not (out / "train").exists()
+    assert open_shards(out / "shards" / "train").sha256 != first

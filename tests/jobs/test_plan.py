@@ -124,7 +124,7 @@ def test_the_table_for_people_has_a_cell_for_each_model():
     assert rows["kv heads"] == ("32", "8")
     assert rows["parameters"] == ("6,738,415,616", "8,030,261,248")
     assert rows["training tokens"] == ("1T", "15T")
-    assert rows["weights"][1] == "16.1 GB (15 GiB)"
+    assert rows["weights"][1] == "16.06 GB (14.96 GiB)"
     assert rows["fits"] == ("yes with checkpointing: off -> on",) * 2
     assert all(len(cells) == 2 for cells in rows.values())
 

@@ -1,6 +1,7 @@
 """Pretraining, from what was asked to a model folder; and how a recipe is put together."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def test_the_result_says_what_happened(world) -> None:
     assert history.nats[0] == result.loss_first > result.loss == history.nats[-1]
     assert history.validation_nats[-1] == result.validation_nats
     assert history.validation_tokens == tuple(4 * 32 * step for step in (4, 8, 12))
-    assert min(result.tokens_per_second, result.peak_bytes, result.planned_peak_bytes) > 0
+    assert min(result.tokens_per_second, result.planned_peak_bytes) > 0
+    assert result.peak_bytes >= 0  # a warm process may reuse what it holds
     assert json.loads(json.dumps(asdict(result)))["model"] == str(world.run / "model")
     assert all(isinstance(text, str) for row in train_rows(result, "zh") for text in row)
 
@@ -195,3 +197,17 @@ def test_too_few_documents_to_hold_some_out_are_bad_data_unless_held_out_text_is
         train(recipe, tmp_path / "run")
     assert train(replace(recipe, validation=world.shards), tmp_path / "run").steps == 2
     assert resumed_recipe(tmp_path / "run").validation == world.shards
+
+
+def test_a_run_does_not_go_on_with_other_data(build_recipe, world, runs: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(world.shards, shards)
+    recipe = replace(build_recipe(6), data=(DataSource(path=shards),))
+    train(recipe, runs / "a")
+    more = tmp_path / "more.jsonl"
+    lines = (json.dumps({"text": f"another document, number {number}"}) for number in range(40))
+    more.write_text("\n".join(lines), encoding="utf-8")
+    shutil.rmtree(shards)
+    tokens.build([more], world.shards / "tokenizer", shards)
+    with pytest.raises(CheckpointMismatch, match="other data"):
+        train(recipe, runs / "a", resume=True)
