@@ -15,11 +15,14 @@ def training_progress(title: str) -> Iterator[Callable[[Any], None]]:
     from puna.training.loop import StepEvent
 
     with progress_line(title) as update:
-        held_out = ""
+        held_out, last_share = "", 0.0
 
         def observe(event: Any) -> None:
-            nonlocal held_out
+            nonlocal held_out, last_share
             if isinstance(event, StepEvent):
+                if event.progress < last_share:
+                    held_out = ""  # another run has begun
+                last_share = event.progress
                 rate = event.tokens / event.seconds
                 update(event.progress, f"step {event.step}, loss {event.nats:.3f}{held_out}, {rate:,.0f} tokens/s")
             else:

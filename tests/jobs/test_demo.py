@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from puna.errors import BadData, Interrupted, UsageError
+from puna.generation.decode import generate
+from puna.generation.sampling import Sampler, SamplingSettings
 from puna.jobs import demo as job
 from puna.jobs.demo import DemoRecipe, demo
 from puna.jobs.demo_result import DemoResult, demo_rows
@@ -195,3 +199,14 @@ def test_another_text_begins_anew(small_text: Path, tmp_path: Path) -> None:
         run(text, out, tell=stop_at("train"))
     assert not (out / "train").exists()
     assert open_shards(out / "shards" / "train").sha256 != first
+
+
+def test_transformers_says_what_the_demos_model_says(finished: Any) -> None:
+    folder = finished[0] / "train" / "model"
+    ours, theirs = load(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.from_numpy(open_shards(finished[0] / "shards" / "held_out").window(0, 60))[None]
+    logits = theirs(ids).logits
+    assert (ours(ids) - logits).abs().max() <= 1e-5 * logits.abs().max()
+    greedy = theirs.generate(ids[:, :20], max_new_tokens=32, do_sample=False, pad_token_id=0)[0, 20:].tolist()
+    sampler = Sampler(SamplingSettings(temperature=0.0))
+    assert list(generate(ours.llama, ours.tokenizer, ids[0, :20].tolist(), sampler, max_new_tokens=32).ids) == greedy
