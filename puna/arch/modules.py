@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from puna.arch.config import ModelConfig
 from puna.errors import unknown_name
 
-__all__ = ["LINEARS", "LINEAR_GROUPS", "linear_path", "linear_paths", "linear_shapes", "match_linears", "shares_input"]
+__all__ = [
+    "LINEARS",
+    "LINEAR_GROUPS",
+    "linear_path",
+    "linear_paths",
+    "linear_shapes",
+    "match_linears",
+    "parameter_count",
+    "shares_input",
+]
 
 _PARENT = {
     "q_proj": "self_attn",
@@ -53,6 +62,13 @@ def match_linears(text: str) -> tuple[str, ...]:
         else:
             raise unknown_name("linear", part, (*LINEAR_GROUPS, *LINEARS))
     return tuple(name for name in LINEARS if name in wanted)
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Parameters of the dense model; a tied head counts once."""
+    layer = sum(d_out * d_in for d_out, d_in in linear_shapes(config).values()) + 2 * config.dim
+    tables = 1 if config.tied_embeddings else 2
+    return tables * config.vocab_size * config.dim + config.n_layers * layer + config.dim
 
 
 def shares_input(name: str) -> tuple[str, ...]:

@@ -78,8 +78,6 @@ class AdaptRecipe:
     def __post_init__(self) -> None:
         if not self.data:
             raise UsageError("data: expected at least one file or folder of records", "name text, or a .jsonl file")
-        if self.lora.rank < 1:
-            raise UsageError(f"lora.rank: expected at least 1, got {self.lora.rank}", "8 or 16 are common")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

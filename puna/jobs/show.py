@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from puna.arch.modules import parameter_count
 from puna.arch.presets import PRESETS
 from puna.weights.headers import read_header
-from puna.weights.names import parameter_count
 
 __all__ = ["ShowResult", "TensorRow", "show"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from math import prod
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import LINEARS, linear_path, linear_shapes
+from puna.arch.modules import LINEARS, linear_path, linear_shapes, parameter_count
 
 __all__ = [
     "embedding_parameters",
@@ -23,11 +23,6 @@ __all__ = [
     "parameter_count",
     "parameter_shapes",
 ]
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """Every number that is stored; a tied head is stored once."""
-    return linear_parameters(config) + norm_parameters(config) + embedding_parameters(config) + head_parameters(config)
 
 
 def linear_parameters(config: ModelConfig) -> int:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.arch.config import ModelConfig
+from puna.arch.modules import parameter_count
 from puna.errors import FormatError
 from puna.weights.config_json import CheckpointConfig, config_from_json
-from puna.weights.names import ExpectedTensor, expected_tensors, parameter_count
+from puna.weights.names import ExpectedTensor, expected_tensors
 from puna.weights.safetensors_file import TensorHeader, read_tensor_headers
 from puna.weights.strict_json import JsonObject, read_object
 

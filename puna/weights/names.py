@@ -19,7 +19,6 @@ __all__ = [
     "LowRankEntry",
     "expected_tensors",
     "from_hf",
-    "parameter_count",
     "to_hf",
     "to_puna",
 ]
@@ -90,13 +89,6 @@ def expected_tensors(
     rename = to_hf if plain else to_puna
     for path, shape, dtypes in _stored(config, {entry.path: entry for entry in linears}):
         yield ExpectedTensor(path=path, name=rename(path), shape=shape, dtypes=dtypes)
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """Parameters of the dense model; a tied head counts once."""
-    layer = sum(d_out * d_in for d_out, d_in in linear_shapes(config).values()) + 2 * config.dim
-    tables = 1 if config.tied_embeddings else 2
-    return tables * config.vocab_size * config.dim + config.n_layers * layer + config.dim
 
 
 def _stored(

@@ -5,7 +5,8 @@ from itertools import islice
 
 import pytest
 
-from puna.weights.names import Int8Entry, LowRankEntry, expected_tensors, from_hf, parameter_count, to_hf
+from puna.arch.modules import parameter_count
+from puna.weights.names import Int8Entry, LowRankEntry, expected_tensors, from_hf, to_hf
 
 PATH = "layers.1.self_attn.k_proj"
 
