@@ -26,6 +26,7 @@ __all__ = [
     "read_json",
     "remove_folder",
     "sha256_file",
+    "staged_file",
     "staged_folder",
     "sweep_stale",
     "verify_folder",
@@ -39,19 +40,27 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, e
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file durably: temporary name, fsync, rename."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with _disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with staged_file(path) as staged, staged.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+@contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """Write a file under a temporary name, bring it to the disk, rename it to `final`.
+
+    Errors: DiskFull; on any error the temporary file is removed and what stood at `final` stays.
+    """
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    with _disk_errors(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            yield temporary
+            _fsync_file(temporary)
+            temporary.replace(final)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync_folder(path.parent)
+        _fsync_folder(final.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -202,8 +211,7 @@ def sha256_file(path: Path) -> str:
 def _seal(folder: Path, record: Mapping[str, object]) -> None:
     names = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in names:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        _fsync_file(path)
     files = {str(path.relative_to(folder)): [path.stat().st_size, sha256_file(path)] for path in names}
     manifest = {"schema": 1, **record, "files": files}
     write_json(folder / MANIFEST, {**manifest, "sha256": _manifest_hash(manifest)})
@@ -231,6 +239,11 @@ def _move_into_place(temporary: Path, final: Path) -> None:
         raise
     _fsync_folder(final.parent)
     remove_folder(old)
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -17,8 +17,9 @@ from puna.files import MANIFEST, staged_folder, verify_folder, write_json
 from puna.model.linears.lora import Adapter, LoraSettings
 from puna.weights.headers import file_inside
 from puna.weights.names import from_hf, to_hf
-from puna.weights.safetensors_file import FLOATS, TensorHeader, read_tensor_headers
+from puna.weights.safetensors_file import read_tensor_headers
 from puna.weights.strict_json import JsonObject, read_object
+from puna.weights.tensor_header import FLOATS, TensorHeader
 from puna.weights.tensors import read_tensors, write_tensors
 
 __all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "find_adapter", "load_adapter", "read_base_path", "save_adapter"]

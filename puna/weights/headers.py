@@ -15,8 +15,9 @@ from puna.arch.modules import parameter_count
 from puna.errors import FormatError
 from puna.weights.config_json import CheckpointConfig, config_from_json
 from puna.weights.names import ExpectedTensor, expected_tensors
-from puna.weights.safetensors_file import TensorHeader, read_tensor_headers
+from puna.weights.safetensors_file import read_tensor_headers
 from puna.weights.strict_json import JsonObject, read_object
+from puna.weights.tensor_header import TensorHeader
 
 __all__ = [
     "CONFIG_FILE",

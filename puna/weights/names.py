@@ -10,7 +10,7 @@ from typing import Literal
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import linear_path, linear_shapes
-from puna.weights.safetensors_file import FLOATS
+from puna.weights.tensor_header import FLOATS
 
 __all__ = [
     "ExpectedTensor",

@@ -7,30 +7,18 @@ allocated before the sizes were compared with the file's. Source: the format's d
 
 import math
 import reprlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from puna.errors import FormatError
 from puna.weights.strict_json import JsonObject, parse_object
+from puna.weights.tensor_header import TensorHeader
 
-__all__ = ["FLOATS", "TensorHeader", "read_tensor_headers"]
+__all__ = ["read_tensor_headers"]
 
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _TYPES_BY_BYTES = {8: "F64 I64 U64", 4: "F32 I32 U32", 2: "F16 BF16 I16 U16", 1: "F8_E4M3 F8_E5M2 I8 U8 BOOL"}
 _BYTES = {dtype: size for size, dtypes in _TYPES_BY_BYTES.items() for dtype in dtypes.split()}
 _MAX_HEADER_BYTES = 100_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorHeader:
-    """What a checkpoint says of one tensor; `file` is the name of the file that holds it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    bytes: int
-    file: str
 
 
 def read_tensor_headers(path: Path) -> tuple[tuple[TensorHeader, ...], dict[str, str]]:
@@ -50,7 +38,9 @@ def read_tensor_headers(path: Path) -> tuple[tuple[TensorHeader, ...], dict[str,
         position = end
     if position != data_bytes:
         raise FormatError(path, "file", f"{position:,} bytes of tensors, as its header says", f"{data_bytes:,}")
-    return tuple(_tensor(path, name, record.values[name], end - begin) for begin, end, name in spans), metadata
+    start = path.stat().st_size - data_bytes
+    headers = (_tensor(path, name, record.values[name], end - begin, start + begin) for begin, end, name in spans)
+    return tuple(headers), metadata
 
 
 def _read_header(path: Path) -> tuple[JsonObject, int]:
@@ -89,7 +79,12 @@ def _are_sizes(values: list[Any]) -> bool:
     return len(values) <= 8 and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
-def _tensor(path: Path, name: str, record: dict[str, Any], size_bytes: int) -> TensorHeader:
+def _tensor(path: Path, name: str, record: dict[str, Any], size_bytes: int, offset: int) -> TensorHeader:
     return TensorHeader(
-        name=name, dtype=record["dtype"], shape=tuple(record["shape"]), bytes=size_bytes, file=path.name
+        name=name,
+        dtype=record["dtype"],
+        shape=tuple(record["shape"]),
+        bytes=size_bytes,
+        file=path.name,
+        offset=offset,
     )
