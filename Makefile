@@ -7,7 +7,7 @@ VENV := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly mutants bench format clean
+.PHONY: help demo test nightly mutants bench oracles format clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
@@ -29,8 +29,20 @@ nightly: $(READY) mutants ## the same laws with larger counts, and the mutants
 mutants: $(READY) ## break each law on purpose; its test must fail
 	OMP_NUM_THREADS=1 $(VENV) tests/mutants/run.py
 
-bench: $(READY) ## our training step beside transformers'
+bench: $(READY) ## our training step beside transformers, and what a conversion costs
 	$(VENV) bench/train.py
+	$(VENV) bench/convert.py
+
+oracles: $(READY) .oracles/llama.cpp ## build llama.cpp (10 minutes), ask it, and record what it says in tests/oracles/fixtures
+	OMP_NUM_THREADS=1 $(VENV) -m tests.oracles.llama_cpp
+
+.oracles/llama.cpp:
+	@mkdir -p .oracles/source
+	$(PYTHON) -m venv .oracles/llama
+	.oracles/llama/bin/python -m pip download --quiet --no-deps --no-binary=:all: -d .oracles/source llama-cpp-python==0.3.36
+	tar xzf .oracles/source/llama_cpp_python-0.3.36.tar.gz -C .oracles/source
+	.oracles/llama/bin/python -m pip install --quiet ./.oracles/source/llama_cpp_python-0.3.36
+	@ln -sfn source/llama_cpp_python-0.3.36/vendor/llama.cpp .oracles/llama.cpp
 
 format: $(READY) ## rewrite the sources as ruff would have them
 	$(VENV) -m ruff check --fix

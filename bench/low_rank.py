@@ -17,7 +17,7 @@ from puna.evaluation.agreement import Difference, added_nats
 from puna.evaluation.perplexity import evaluate_windows
 from puna.tokens.shards import open_shards
 from puna.training.batches import ordered_windows
-from puna.weights.folder import load_folder
+from puna.weights.loading import load_llama
 
 KEEPS = (0.9, 0.8, 0.6)
 CALIBRATION, JUDGED = 128, 600
@@ -31,7 +31,7 @@ def shown(difference: Difference) -> str:
 def main() -> None:
     """Measure and print."""
     demo = Path(sys.argv[1])
-    model = load_folder(demo / "train" / "model")
+    model = load_llama(demo / "train" / "model")
     seq = model.config.max_seq_len
     judged = ordered_windows(open_shards(demo / "shards" / "held_out"), seq, 16, JUDGED)
     calibration = ordered_windows(open_shards(demo / "shards" / "train"), seq, 8, CALIBRATION)

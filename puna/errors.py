@@ -45,6 +45,10 @@ class PunaError(Exception):
         self.message = message
         self.hint = hint
 
+    def facts(self) -> dict[str, str]:
+        """What --json prints under `error`."""
+        return {"type": type(self).__name__, "message": self.message, "hint": self.hint}
+
 
 class UsageError(PunaError):
     """The command, the recipe or a setting was wrong."""

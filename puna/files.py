@@ -30,6 +30,7 @@ __all__ = [
     "staged_folder",
     "sweep_stale",
     "verify_folder",
+    "write_bytes",
     "write_json",
     "write_text",
 ]
@@ -42,6 +43,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole file durably: temporary name, fsync, rename."""
     with staged_file(path) as staged, staged.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file durably: temporary name, fsync, rename."""
+    with staged_file(path) as staged, staged.open("wb") as file:
+        file.write(data)
 
 
 @contextmanager

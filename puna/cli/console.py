@@ -8,14 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from puna.errors import PunaError
+
 __all__ = ["print_json", "print_table", "progress_line", "say"]
 
 _PLAIN_EVERY_SECONDS = 5.0
 
 
-def print_json(result: object) -> None:
-    """One JSON object on stdout: exactly the fields of the result."""
-    print(json.dumps(dataclasses.asdict(result), ensure_ascii=False, default=_plain))  # type: ignore[call-overload]
+def print_json(result: object, error: PunaError | None = None) -> None:
+    """One JSON object on stdout: exactly the fields of the result, and `error` where a check answered no."""
+    fields = dataclasses.asdict(result)  # type: ignore[call-overload]
+    print(
+        json.dumps(fields if error is None else {**fields, "error": error.facts()}, ensure_ascii=False, default=_plain)
+    )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

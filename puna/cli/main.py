@@ -131,8 +131,7 @@ def _fail(error: PunaError, arguments: Sequence[str]) -> int:
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         if "--json" in arguments:
-            facts = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-            print(json.dumps({"error": facts}, ensure_ascii=False), flush=True)
+            print(json.dumps({"error": error.facts()}, ensure_ascii=False), flush=True)
     except BrokenPipeError:  # the reader has left; nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return error.exit_code

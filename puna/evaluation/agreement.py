@@ -8,6 +8,7 @@ models do on one window: pairing removes that part of the error.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -18,7 +19,7 @@ from puna.errors import BadData, NonFiniteLoss, UsageError
 from puna.evaluation.perplexity import Likelihood
 from puna.model.llama import Llama
 
-__all__ = ["Agreement", "Difference", "added_nats", "compare_logits"]
+__all__ = ["Agreement", "Difference", "added_nats", "compare", "compare_logits", "logits_of"]
 
 _CHUNK_LOGITS = 1 << 21
 _FEWEST_WINDOWS = 3  # fewer leave the interval without meaning: Student's t at 95 % is 12.7 for two windows
@@ -74,31 +75,46 @@ def added_nats(before: Likelihood, after: Likelihood) -> Difference:
     return Difference(mean=mean, standard_error=error, low=mean - reach, high=mean + reach)
 
 
-@torch.inference_mode()
 def compare_logits(first: Llama, second: Llama, ids_BT: Tensor) -> Agreement:
-    """The logits of two models of one vocabulary, row by row and a chunk of tokens at a time.
+    """The logits of two models of one vocabulary on the same ids.
 
     Raises: NonFiniteLoss: a logit is NaN or infinite.
     """
-    difference = largest = kl = torch.zeros((), dtype=torch.float64, device=ids_BT.device)
-    same = 0
-    chunk = max(1, _CHUNK_LOGITS // first.config.vocab_size)
-    for ids_1T in ids_BT.split(1):
-        hidden_TD, other_TD = first.hidden(ids_1T)[0], second.hidden(ids_1T)[0]
-        for h_CD, other_CD in zip(hidden_TD.split(chunk), other_TD.split(chunk), strict=True):
-            p_CV, q_CV = first.lm_head(h_CD).double(), second.lm_head(other_CD).double()
-            difference = difference.maximum((p_CV - q_CV).abs().max())
-            largest = largest.maximum(p_CV.abs().max())
-            same += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
-            p_CV, q_CV = p_CV.log_softmax(-1), q_CV.log_softmax(-1)
-            kl = kl + (p_CV.exp() * (p_CV - q_CV)).sum()
+    return compare(logits_of(first, ids_BT.split(1)), logits_of(second, ids_BT.split(1)))
+
+
+@torch.inference_mode()
+def logits_of(model: Llama, rows_1T: Iterable[Tensor]) -> Iterator[Tensor]:
+    """A model's logits on rows of ids, a chunk of a row's tokens at a time, (C, V)."""
+    chunk = max(1, _CHUNK_LOGITS // model.config.vocab_size)
+    for ids_1T in rows_1T:
+        for hidden_CD in model.hidden(ids_1T)[0].split(chunk):
+            yield model.lm_head(hidden_CD)
+
+
+@torch.inference_mode()
+def compare(first_CV: Iterable[Tensor], second_CV: Iterable[Tensor]) -> Agreement:
+    """The same chunks of two models' logits, one beside the other.
+
+    Raises: NonFiniteLoss: a logit is NaN or infinite.
+    """
+    difference = largest = kl = torch.zeros((), dtype=torch.float64)
+    same = tokens = 0
+    for first, second in zip(first_CV, second_CV, strict=True):
+        p_CV, q_CV = first.double(), second.double()
+        difference = difference.maximum((p_CV - q_CV).abs().max().cpu())
+        largest = largest.maximum(p_CV.abs().max().cpu())
+        same += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
+        tokens += len(p_CV)
+        p_CV, q_CV = p_CV.log_softmax(-1), q_CV.log_softmax(-1)
+        kl = kl + (p_CV.exp() * (p_CV - q_CV)).sum().cpu()
     if not math.isfinite(difference):  # NaN would pass every check against a tolerance
         raise NonFiniteLoss("compared logits: expected finite numbers, got NaN or infinity", "try --precision float32")
     return Agreement(
         max_logit_difference=float(difference),
         largest_logit=float(largest),
-        kl_nats=float(kl) / ids_BT.numel(),
-        top1_agreement=same / ids_BT.numel(),
+        kl_nats=float(kl) / tokens,
+        top1_agreement=same / tokens,
     )
 
 

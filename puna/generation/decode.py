@@ -20,7 +20,7 @@ from puna.model.llama import Llama
 from puna.tokens.streaming import TextStream
 from puna.tokens.tokenizer import Tokenizer
 
-__all__ = ["Completion", "generate", "stream"]
+__all__ = ["Completion", "generate", "greedy_ids", "stream"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +123,19 @@ def stream(
         prefill_seconds=seconds[0],
         decode_seconds=sum(seconds[1:], 0.0),
     )
+
+
+@torch.inference_mode()
+def greedy_ids(model: Llama, prompt_ids: Sequence[int], tokens: int) -> list[int]:
+    """The likeliest id after a prompt, `tokens` times; without a tokenizer nothing ends it."""
+    cache = KVCache(
+        model.config, len(prompt_ids) + tokens, dtype=model.norm.weight.dtype, device=model.norm.weight.device
+    )
+    unread, ids = list(prompt_ids), list[int]()
+    while len(ids) < tokens:
+        unread = [int(_next_logits(model, unread, cache).argmax())]
+        ids += unread
+    return ids
 
 
 def _next_logits(model: Llama, ids: Sequence[int], cache: KVCache) -> Tensor:

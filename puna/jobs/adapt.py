@@ -28,6 +28,7 @@ from puna.evaluation.perplexity import evaluate_windows
 from puna.jobs.load import LoadedModel, find_base, find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
+from puna.jobs.proof_texts import PROOF_TEXTS
 from puna.jobs.recipe import apply_settings, fill, read_recipe, section
 from puna.jobs.run_folder import RunFolder, check_replaceable, open_run, run_training
 from puna.jobs.run_report import loss_section, peak_row, write_run_report
@@ -43,7 +44,8 @@ from puna.training.config import TrainingConfig
 from puna.training.loop import Observer
 from puna.training.optimizer import trainable
 from puna.weights.adapters import save_adapter
-from puna.weights.folder import save_folder, weights_sha256
+from puna.weights.folder import save_folder
+from puna.weights.loading import weights_sha256
 
 __all__ = [
     "AdaptRecipe",
@@ -207,7 +209,7 @@ def merge(adapter: str | Path, out: Path, *, base_model: str | Path | None = Non
         raise UsageError(f"{out} is the base itself", "choose another --out: the adapter belongs to this base")
     attached, merged = load(base, adapter=adapter), load(base, adapter=adapter)
     merge_into_base(merged.llama)
-    proof = attached.tokenizer.encode(text if text else _PROOF_TEXT, bos=True)[:_PROOF_TOKENS]
+    proof = attached.tokenizer.encode(text if text else PROOF_TEXTS[0] + PROOF_TEXTS[1], bos=True)[:_PROOF_TOKENS]
     agreement = compare_logits(attached.llama, merged.llama, torch.tensor([proof]))
     save_folder(merged.llama, out, merged.tokenizer)
     return MergeResult(
@@ -231,13 +233,6 @@ def adapt_rows(result: AdaptResult, lang: str = "en") -> list[tuple[str, str]]:
         peak_row(lang, result.peak_bytes, result.planned_peak_bytes),
         (label(lang, "run.row.adapter"), result.adapter),
     ]
-
-
-_PROOF_TEXT = (
-    "A llama carries what it is given: one word after another, each step no longer than the last. "
-    "def carry(load):\n    return [step for step in load if step is not None]\n"
-    "The same numbers, added in another order, differ in the last digit; in float32 that is all the difference there is."
-)
 
 
 def _rows(recipe: AdaptRecipe, loaded: LoadedModel) -> tuple[list[Row], list[Row], RecordCounts]:

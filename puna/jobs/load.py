@@ -16,12 +16,15 @@ from puna.errors import CheckpointMismatch, UsageError, unknown_name
 from puna.generation.decode import Completion, generate
 from puna.generation.sampling import Sampler, SamplingSettings
 from puna.model.llama import Llama
-from puna.tokens.tokenizer import Tokenizer, load_tokenizer
+from puna.tokens.tokenizer import Tokenizer
 from puna.weights.adapters import ADAPTER_CONFIG, load_adapter, read_base_path
-from puna.weights.folder import load_folder, weights_sha256
-from puna.weights.headers import CONFIG_FILE, find_folder, read_header
+from puna.weights.checkpoint import CheckpointHeader
+from puna.weights.headers import find_checkpoint, read_header
+from puna.weights.loading import load_llama, weights_sha256
+from puna.weights.meta import MetaSettings
+from puna.weights.vocabulary import tokenizer_of
 
-__all__ = ["LoadedModel", "find_base", "find_model", "load"]
+__all__ = ["LoadedModel", "find_base", "find_model", "is_adapter", "load"]
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _DEFAULT_NEW_TOKENS = 128
@@ -45,8 +48,13 @@ class LoadedModel(nn.Module):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer beside the weights. Raises: UsageError where there is none; ids still go in and logits out."""
         if self._tokenizer is None:
-            raise UsageError("the model's folder has no tokenizer.json", "put the tokenizer's files beside the weights")
+            raise UsageError("the model has no tokenizer", "put the tokenizer's files beside the weights")
         return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer came with the weights."""
+        return self._tokenizer is not None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -79,28 +87,36 @@ def load(
     adapter: str | Path | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    meta: MetaSettings | None = None,
 ) -> LoadedModel:
-    """Load a run folder, a Hugging Face folder, or an adapter together with the base that it names.
+    """Load a run, a Hugging Face or Meta folder, a GGUF file, or an adapter together with the base that it names.
 
     Args:   adapter: a run folder or a PEFT folder to attach; everything else is frozen then.
+            dtype: of the weights; a GGUF's blocks are dequantised. meta: what a Meta folder does not say itself.
     Raises: UsageError: no weights there. FormatError: broken files. CheckpointMismatch: changed files, another base.
     """
-    if adapter is None and _is_adapter(Path(path)):
+    if adapter is None and is_adapter(Path(path)):
         path, adapter = find_base(path), path
-    folder = find_model(path)
-    llama = load_folder(folder, device, dtype)
-    stored = read_header(folder).stored
+    header = read_header(find_model(path), meta)
+    if not header.tensors:
+        raise _no_weights(f"{path} holds a vocabulary and")
+    tokenizer, stored = tokenizer_of(header), header.stored
     notices = list(stored.notices)
-    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     if tokenizer is not None and not set(stored.eos_ids) <= set(tokenizer.eos_ids):
-        notices.append(f"{folder}: config.json ends at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}")
+        notices.append(
+            f"{path}: the model's settings end at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}"
+        )
+    if tokenizer is not None and tokenizer.vocab_size < header.config.vocab_size:
+        unused = header.config.vocab_size - tokenizer.vocab_size
+        notices.append(f"{path}: the last {unused} rows of the embedding belong to no token of its tokenizer")
+    llama = load_llama(header, device, dtype)
     if adapter is not None:
-        notices += _attach(llama, folder, Path(adapter))
+        notices += _attach(llama, header, Path(adapter))
     return LoadedModel(llama, tokenizer, notices)
 
 
 def find_model(path: str | Path) -> Path:
-    """The folder that holds a model's weights: a Hugging Face folder, or a run folder's `model/`.
+    """Where a model's weights are: a Hugging Face or Meta folder, a GGUF file, or a run folder's `model/`.
 
     Raises: UsageError: a preset or a config.json (no weights), a hub's name, an adapter, nothing there; each with a way on.
             FormatError: a folder or file of another format.
@@ -108,11 +124,11 @@ def find_model(path: str | Path) -> Path:
     place = Path(path)
     if not place.exists():
         raise _nothing_there(str(path), place)
-    if _is_adapter(place):
+    if is_adapter(place):
         raise UsageError(f"{path} is an adapter, not a model", "name its base, and this one with --adapter")
     if place.is_file() and place.suffix == ".json":
         raise _no_weights(f"{path} is a configuration and")
-    return find_folder(place)
+    return find_checkpoint(place)
 
 
 def find_base(adapter: str | Path) -> Path:
@@ -123,18 +139,19 @@ def find_base(adapter: str | Path) -> Path:
     return find_model(base)
 
 
-def _is_adapter(path: Path) -> bool:
+def is_adapter(path: Path) -> bool:
     """Whether an adapter, and no model, is what a path holds."""
-    holds_model = any((path / part / CONFIG_FILE).is_file() for part in ("", "model"))
+    holds_model = any((path / part / "config.json").is_file() for part in ("", "model"))
     return not holds_model and any((path / part / ADAPTER_CONFIG).is_file() for part in ("", "adapter"))
 
 
-def _attach(llama: Llama, base: Path, path: Path) -> list[str]:
+def _attach(llama: Llama, base: CheckpointHeader, path: Path) -> list[str]:
     """Attach an adapter after comparing the base that it was trained on; what could not be compared is said."""
     adapter = load_adapter(path)
     if adapter.base_sha256 is not None and adapter.base_sha256 != weights_sha256(base):
         raise CheckpointMismatch(
-            f"{path}: trained on other weights than those of {base}", "name the base that the adapter was trained on"
+            f"{path}: trained on other weights than those of {base.path}",
+            "name the base that the adapter was trained on",
         )
     attach_adapter(llama, adapter)
     return [] if adapter.base_sha256 else [f"{path}: does not say which weights it was trained on"]

@@ -7,6 +7,7 @@ from typing import Any
 from puna.arch.modules import parameter_count
 from puna.arch.presets import PRESETS
 from puna.weights.headers import read_header
+from puna.weights.meta import MetaSettings
 
 __all__ = ["ShowResult", "TensorRow", "show"]
 
@@ -23,7 +24,7 @@ class TensorRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShowResult:
-    """What `puna weights show --json` prints; `format` is hf, puna, config or preset, the last two without tensors."""
+    """What `puna weights show --json` prints; the formats config and preset have no tensors."""
 
     format: str
     config: dict[str, Any]
@@ -32,13 +33,13 @@ class ShowResult:
     notices: tuple[str, ...]
 
 
-def show(path: str | Path) -> ShowResult:
-    """Read a preset, a config.json, a Hugging Face folder or a run folder. Errors: FormatError."""
+def show(path: str | Path, meta: MetaSettings | None = None) -> ShowResult:
+    """Read a preset, a config.json, or a checkpoint of any format. Errors: FormatError."""
     if str(path) in PRESETS and not Path(path).exists():
         config = PRESETS[str(path)].config
         parameters = parameter_count(config)
         return ShowResult(format="preset", config=asdict(config), parameters=parameters, tensors=(), notices=())
-    header = read_header(Path(path))
+    header = read_header(Path(path), meta)
     rows = (TensorRow(name=t.name, dtype=t.dtype, shape=t.shape, bytes=t.bytes) for t in header.tensors)
     return ShowResult(
         format=header.format,

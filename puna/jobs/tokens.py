@@ -11,7 +11,7 @@ from puna.jobs.run_folder import check_replaceable
 from puna.text.corpus import read_documents
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.shards import build_shards
-from puna.tokens.tokenizer import load_tokenizer
+from puna.weights.vocabulary import read_tokenizer
 
 __all__ = ["BuildResult", "CodeResult", "LearnResult", "build", "decode", "encode", "learn"]
 
@@ -66,12 +66,12 @@ def learn(files: Sequence[Path], vocab_size: int, out: Path) -> LearnResult:
 
 def encode(text: str, tokenizer: Path, *, special: bool = False) -> CodeResult:
     """Text -> ids; with `special`, BOS is added and special tokens in the text are read as ids."""
-    return CodeResult(ids=load_tokenizer(tokenizer).encode(text, bos=special, parse_special=special), text=text)
+    return CodeResult(ids=read_tokenizer(tokenizer).encode(text, bos=special, parse_special=special), text=text)
 
 
 def decode(ids: Sequence[int], tokenizer: Path) -> CodeResult:
     """Ids -> text. Errors: UsageError for an id outside the vocabulary."""
-    loaded = load_tokenizer(tokenizer)
+    loaded = read_tokenizer(tokenizer)
     for token in ids:
         if not 0 <= token < loaded.vocab_size:
             raise UsageError(f"id {token}: expected 0 to {loaded.vocab_size - 1}", "is this the right --tokenizer?")
@@ -83,7 +83,7 @@ def build(files: Sequence[Path], tokenizer: Path, out: Path) -> BuildResult:
     started = time.monotonic()
     check_replaceable(out)
     corpus = read_documents(files)
-    shards = build_shards(corpus.documents, load_tokenizer(tokenizer), out)
+    shards = build_shards(corpus.documents, read_tokenizer(tokenizer), out)
     return BuildResult(
         documents=len(corpus.documents),
         duplicates=corpus.duplicates,

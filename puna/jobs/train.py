@@ -32,8 +32,10 @@ from puna.training.batches import WindowSource, ordered_windows
 from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TokenBudget, TrainingConfig
 from puna.training.loop import Observer
-from puna.weights.folder import load_folder, save_folder
-from puna.weights.headers import read_config
+from puna.weights.folder import save_folder
+from puna.weights.headers import read_config, read_header
+from puna.weights.loading import load_llama
+from puna.weights.vocabulary import tokenizer_of
 
 __all__ = [
     "DataSource",
@@ -289,7 +291,7 @@ def _build(recipe: TrainRecipe) -> Llama:
     """The model to train. Errors: CheckpointMismatch where the recipe changes a size of the model that it continues."""
     if recipe.start is None:
         return initialise(Llama(recipe.model), recipe.training.seed)
-    model = load_folder(recipe.start)
+    model = load_llama(recipe.start)
     if model.config != recipe.model:
         raise CheckpointMismatch(
             f"{recipe.start}: expected the model of the recipe, got {model.config}",
@@ -314,8 +316,9 @@ def _open_data(recipe: TrainRecipe) -> tuple[list[Shards], list[Shards]]:
 
 def _check_tokenizer(shards: Sequence[Shards], recipe: TrainRecipe) -> None:
     known = {part.tokenizer_sha256 for part in shards}
-    if recipe.start is not None and (recipe.start / "tokenizer.json").is_file():
-        known.add(load_tokenizer(recipe.start).sha256)
+    own = None if recipe.start is None else tokenizer_of(read_header(recipe.start))
+    if own is not None:
+        known.add(own.sha256)
     if len(known) > 1:
         raise CheckpointMismatch(
             "data and model were not made with one tokenizer", "build all token shards anew with the same --tokenizer"

@@ -57,7 +57,7 @@ class Llama(nn.Module):
         tokens, stored = ids_BT.shape[1], 0 if cache is None else cache.length
         if positions_BT is None:
             positions_BT = torch.arange(stored, stored + tokens, device=ids_BT.device)[None]
-        cos_BTP, sin_BTP = rope_angles(self.frequencies_P, positions_BT)
+        cos_BTP, sin_BTP = rope_angles(self.frequencies_P, positions_BT, self.config.rope_scaling.amplitude)
         mask = attention_mask(self.config, tokens, documents_BT, stored, ids_BT.device)
         x_BTD = self.embed_tokens(ids_BT)
         for block in self.layers:

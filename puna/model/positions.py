@@ -21,16 +21,16 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     """
     exponents_P = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
     plain_P = 1.0 / config.rope_theta**exponents_P
-    return torch.tensor(config.rope_scaling.rescale(plain_P.tolist()), dtype=torch.float32)
+    return torch.tensor(config.rope_scaling.rescale(plain_P.tolist(), config.rope_theta), dtype=torch.float32)
 
 
-def rope_angles(frequencies_P: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """cos_BTP and sin_BTP of every token's angles.
+def rope_angles(frequencies_P: Tensor, positions_BT: Tensor, amplitude: float = 1.0) -> tuple[Tensor, Tensor]:
+    """cos_BTP and sin_BTP of every token's angles, times the amplitude (YaRN's; 1 otherwise).
 
     Formed in float32 whatever the compute dtype: bfloat16 loses whole positions above 256.
     """
     angles_BTP = positions_BT[..., None].float() * frequencies_P
-    return angles_BTP.cos(), angles_BTP.sin()
+    return angles_BTP.cos() * amplitude, angles_BTP.sin() * amplitude
 
 
 def apply_rope(x_BTHE: Tensor, cos_BTP: Tensor, sin_BTP: Tensor) -> Tensor:

@@ -12,13 +12,11 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as TokenizerFile
 
 from puna.errors import BadData, UsageError
-from puna.tokens.tokenizer import BYTE_CHARACTERS, LLAMA3_PATTERN, Tokenizer
+from puna.tokens.byte_level import BYTE_CHARACTERS, LLAMA3_PATTERN
+from puna.tokens.special_names import BOS, EOS, SPECIALS
+from puna.tokens.tokenizer import PLAIN_CONFIG, Tokenizer, tokenizer_from_json
 
-__all__ = ["BOS", "EOS", "SPECIALS", "learn_tokenizer"]
-
-BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
-SPECIALS = (BOS, EOS, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-NO_LENGTH_LIMIT = int(1e30)  # transformers' own word for it
+__all__ = ["learn_tokenizer"]
 
 
 def learn_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -45,7 +43,7 @@ def learn_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     file.post_processor = processors.TemplateProcessing(  # what transformers puts before a text, as Llama 3 does
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, begin)]
     )
-    return Tokenizer(file.to_str(pretty=True), _config(file))
+    return tokenizer_from_json(file.to_str(pretty=True), _config(file))
 
 
 def _learn(texts: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -73,10 +71,8 @@ def _assemble(model: models.BPE) -> TokenizerFile:
 def _config(file: TokenizerFile) -> dict[str, object]:
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        **PLAIN_CONFIG,
         "bos_token": BOS,
         "eos_token": EOS,
         "added_tokens_decoder": {str(file.token_to_id(name)): {"content": name, **flags} for name in SPECIALS},
-        "model_max_length": NO_LENGTH_LIMIT,
-        "clean_up_tokenization_spaces": False,
     }

@@ -11,7 +11,10 @@ __all__ = ["TextStream"]
 
 
 class TextStream:
-    """The text of a growing list of ids: all pushes and `finish` joined are the tokenizer's decode of all ids."""
+    """The text of a growing list of ids: all pushes and `finish` joined are the tokenizer's decode of all ids.
+
+    A blank that a Llama 2 tokenizer puts before a text stays: what streams goes on from a prompt, and may begin a word.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

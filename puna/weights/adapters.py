@@ -15,7 +15,7 @@ from puna.arch.modules import LINEARS, linear_path
 from puna.errors import FormatError
 from puna.files import MANIFEST, staged_folder, verify_folder, write_json
 from puna.model.linears.lora import Adapter, LoraSettings
-from puna.weights.headers import file_inside
+from puna.weights.checkpoint import file_inside
 from puna.weights.names import from_hf, to_hf
 from puna.weights.safetensors_file import read_tensor_headers
 from puna.weights.strict_json import JsonObject, read_object

@@ -1,21 +1,22 @@
 """config.json <-> ModelConfig: Hugging Face's keys for a Llama, and a `puna` section for what LlamaForCausalLM is not.
 
-RoPE stands in two forms, `rope_parameters` (new) and `rope_theta` with `rope_scaling` (old): both are written, either is
-read, and where both stand they must agree. What would change the numbers and is not computed here is refused by name.
+What would change the numbers and is not computed here is refused by name.
 Format: docs/formats.md 1.1 and 7; oracle: transformers 5.23.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 from puna.arch.config import ModelConfig
-from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling, RopeScaling
+from puna.arch.rope_scaling import NoScaling
 from puna.errors import FormatError, UsageError
+from puna.weights.checkpoint import CheckpointConfig
 from puna.weights.names import Int8Entry, LinearEntry, LowRankEntry
+from puna.weights.rope_json import read_rope_scaling, read_rope_theta, rope_to_json
 from puna.weights.strict_json import JsonObject
 
-__all__ = ["CheckpointConfig", "config_from_json", "config_to_json", "token_ids"]
+__all__ = ["config_from_json", "config_to_json", "token_ids"]
 
 _CLASSES = {"llama": "LlamaForCausalLM", "puna": "PunaForCausalLM"}
 _PARTS = {
@@ -26,12 +27,12 @@ _PARTS = {
     "ffn": "swiglu",
     "embedding": "dense",
 }
-_ROPE_KEYS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+_REFUSED = {  # key -> the way out, where there is one
+    "sliding_window": "",
+    "quantization_config": "take the checkpoint that this one was quantised from, then: puna compress MODEL OUT --quantize",
+    "partial_rotary_factor": "",
+    "original_max_position_embeddings": "",
 }
-_REFUSED = ("sliding_window", "quantization_config", "partial_rotary_factor", "original_max_position_embeddings")
 _KNOWN = {
     *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"),
@@ -40,19 +41,6 @@ _KNOWN = {
     *("attention_dropout", "use_cache", "pretraining_tp", "auto_map", "puna", *_REFUSED),
     *("transformers_version", "_name_or_path", "return_dict", "output_attentions", "output_hidden_states"),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointConfig:
-    """What a config.json says; `linears` lists what is not stored as one dense matrix."""
-
-    format: Literal["hf", "puna"]
-    model: ModelConfig
-    linears: tuple[LinearEntry, ...]
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    dtype: str | None
-    notices: tuple[str, ...]
 
 
 def config_to_json(
@@ -66,7 +54,7 @@ def config_to_json(
 ) -> dict[str, Any]:
     """The config.json of a model. `record` says where a compressed one came from; it needs `linears` to stand in."""
     kind = "puna" if linears else "llama"
-    rope = _rope_to_json(config.rope_scaling)
+    rope = rope_to_json(config.rope_scaling)
     return {
         "architectures": [_CLASSES[kind]],
         "model_type": kind,
@@ -139,8 +127,8 @@ def _model_config(record: JsonObject) -> ModelConfig:
             head_dim=record.integer("head_dim", dim // heads),
             ffn_dim=record.integer("intermediate_size"),
             max_seq_len=record.integer("max_position_embeddings"),
-            rope_theta=_rope_theta(record),
-            rope_scaling=_rope_scaling(record),
+            rope_theta=read_rope_theta(record),
+            rope_scaling=read_rope_scaling(record),
             norm_eps=record.number("rms_norm_eps", 1e-6),
             tied_embeddings=record.flag("tie_word_embeddings", default=False),
         )
@@ -154,69 +142,9 @@ def _refuse_what_we_lack(record: JsonObject) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if record.flag(key, default=False):
             raise record.refuse(key, "false", "Linears with a bias are not supported")
-    for key in _REFUSED:
+    for key, way_out in _REFUSED.items():
         if record.values.get(key) is not None:
-            raise record.refuse(key, "null or nothing", f"models with {key} are not supported")
-
-
-def _rope_theta(record: JsonObject) -> float:
-    """RoPE's base from every place where one may stand; they must agree. Absent: 10000, Hugging Face's default."""
-    places = [record, *_rope_objects(record)]
-    found = {place.prefix: place.number("rope_theta") for place in places if "rope_theta" in place.values}
-    if len(set(found.values())) > 1:
-        raise record.refuse("rope_theta", f"one value in all of {sorted(found)}", "the old and the new keys disagree")
-    return next(iter(found.values()), 10_000.0)
-
-
-def _rope_scaling(record: JsonObject) -> RopeScaling:
-    found = [_read_scaling(place) for place in _rope_objects(record)]
-    if "rope_scaling" in record.values and record.values["rope_scaling"] is None:
-        found.append(NoScaling())
-    if any(scaling != found[0] for scaling in found):
-        raise record.refuse("rope_scaling", "the same as rope_parameters", "the old and the new keys disagree")
-    return found[0] if found else NoScaling()
-
-
-def _rope_objects(record: JsonObject) -> list[JsonObject]:
-    is_scaled = record.values.get("rope_scaling") is not None
-    present = [("rope_parameters", "rope_parameters" in record.values), ("rope_scaling", is_scaled)]
-    return [record.child(key) for key, is_present in present if is_present]
-
-
-def _read_scaling(rope: JsonObject) -> RopeScaling:
-    key = "rope_type" if "rope_type" in rope.values else "type"
-    kind = rope.one_of(
-        key, _ROPE_KEYS, expected=f"one of {', '.join(_ROPE_KEYS)}", hint="other kinds, yarn too, are not supported yet"
-    )
-    if rope.values.get("type", kind) != kind:
-        raise rope.refuse("type", f"{kind}, as rope_type says")
-    rope.only("rope_type", "type", "rope_theta", *_ROPE_KEYS[kind])
-    if kind == "default":
-        return NoScaling()
-    if kind == "linear":
-        return LinearScaling(factor=rope.number("factor"))
-    return Llama3Scaling(
-        factor=rope.number("factor"),
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
-        original_max_seq_len=rope.integer("original_max_position_embeddings"),
-    )
-
-
-def _rope_to_json(scaling: RopeScaling) -> dict[str, Any]:
-    match scaling:
-        case NoScaling():
-            return {"rope_type": "default"}
-        case LinearScaling():
-            return {"rope_type": "linear", "factor": scaling.factor}
-        case Llama3Scaling():
-            return {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_seq_len,
-            }
+            raise record.refuse(key, "null or nothing", way_out or f"models with {key} are not supported")
 
 
 def _dtype(record: JsonObject) -> str | None:

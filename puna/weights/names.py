@@ -1,7 +1,13 @@
-"""The one name table: a parameter's path in our model, its name in a file, and the shape and type it has there.
+"""The one name table: a parameter's path in our model, its name in each format, and the shape and type it has there.
 
-A plain Llama is stored under Hugging Face's names (`model.` before every path but the head's). A model that
-LlamaForCausalLM does not compute is stored under `puna.` throughout, so that nothing can load it by mistake.
+    ours and peft's                        Hugging Face         Meta                        GGUF
+    embed_tokens                           model.embed_tokens   tok_embeddings              token_embd
+    layers.0.self_attn.q_proj              model. + the path    layers.0.attention.wq       blk.0.attn_q
+    norm                                   model.norm           norm                        output_norm
+    lm_head                                lm_head              output                      output
+
+A model that LlamaForCausalLM does not compute is stored under `puna.` throughout, so that nothing can load it by mistake.
+Meta and GGUF keep the rows of q and k interleaved, for RoPE over pairs (2j, 2j + 1): `rotated_heads` says of what.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,18 +16,39 @@ from typing import Literal
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import linear_path, linear_shapes
-from puna.weights.tensor_header import FLOATS
+from puna.weights.tensor_header import BLOCKS, FLOATS
 
 __all__ = [
     "ExpectedTensor",
+    "Format",
     "Int8Entry",
     "LinearEntry",
     "LowRankEntry",
     "expected_tensors",
     "from_hf",
+    "name_in",
+    "rotated_heads",
     "to_hf",
-    "to_puna",
 ]
+
+Format = Literal["hf", "puna", "meta", "gguf"]
+
+_TOP = {
+    "embed_tokens": ("tok_embeddings", "token_embd"),
+    "norm": ("norm", "output_norm"),
+    "lm_head": ("output", "output"),
+}
+_IN_LAYER = {  # path below layers.N -> (Meta's below layers.N, GGUF's below blk.N)
+    "input_layernorm": ("attention_norm", "attn_norm"),
+    "self_attn.q_proj": ("attention.wq", "attn_q"),
+    "self_attn.k_proj": ("attention.wk", "attn_k"),
+    "self_attn.v_proj": ("attention.wv", "attn_v"),
+    "self_attn.o_proj": ("attention.wo", "attn_output"),
+    "post_attention_layernorm": ("ffn_norm", "ffn_norm"),
+    "mlp.gate_proj": ("feed_forward.w1", "ffn_gate"),
+    "mlp.up_proj": ("feed_forward.w3", "ffn_up"),
+    "mlp.down_proj": ("feed_forward.w2", "ffn_down"),
+}
 
 
 def to_hf(path: str) -> str:
@@ -34,9 +61,23 @@ def from_hf(name: str) -> str:
     return name.removeprefix("model.")
 
 
-def to_puna(path: str) -> str:
-    """The name in a folder that is no plain Llama."""
-    return f"puna.{path}"
+def name_in(kind: Format, path: str) -> str:
+    """What a format calls a parameter. Args: path: ours, such as `layers.0.mlp.up_proj.weight`."""
+    if kind in ("hf", "puna"):
+        return to_hf(path) if kind == "hf" else f"puna.{path}"
+    column, blocks = (0, "layers") if kind == "meta" else (1, "blk")
+    module, _, suffix = path.rpartition(".")
+    if module in _TOP:
+        return f"{_TOP[module][column]}.{suffix}"
+    _, layer, part = module.split(".", 2)
+    return f"{blocks}.{layer}.{_IN_LAYER[part][column]}.{suffix}"
+
+
+def rotated_heads(config: ModelConfig, path: str) -> int | None:
+    """The heads whose rows RoPE rotates, for q_proj and k_proj; None for any other parameter."""
+    if path.endswith("q_proj.weight"):
+        return config.n_heads
+    return config.n_kv_heads if path.endswith("k_proj.weight") else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,16 +120,17 @@ class ExpectedTensor:
     @property
     def is_converted(self) -> bool:
         """Whether it takes the model's type; codes and their scales keep their own."""
-        return self.dtypes == FLOATS
+        return "BF16" in self.dtypes
 
 
 def expected_tensors(
-    config: ModelConfig, linears: Sequence[LinearEntry] = (), *, plain: bool
+    config: ModelConfig, linears: Sequence[LinearEntry] = (), *, kind: Format
 ) -> Iterator[ExpectedTensor]:
     """Every tensor of a checkpoint, in model order; lazily, so that a false number of layers costs nothing."""
-    rename = to_hf if plain else to_puna
     for path, shape, dtypes in _stored(config, {entry.path: entry for entry in linears}):
-        yield ExpectedTensor(path=path, name=rename(path), shape=shape, dtypes=dtypes)
+        if kind == "gguf" and len(shape) > 1:
+            dtypes = FLOATS | BLOCKS
+        yield ExpectedTensor(path=path, name=name_in(kind, path), shape=shape, dtypes=dtypes)
 
 
 def _stored(

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-__all__ = ["FLOATS", "TensorHeader"]
+__all__ = ["BLOCKS", "FLOATS", "TensorHeader"]
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+BLOCKS = frozenset({"Q8_0", "Q4_0", "Q4_K", "Q6_K"})  # GGUF's types of several numbers to a block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

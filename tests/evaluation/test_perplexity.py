@@ -17,7 +17,7 @@ from puna.model.init import initialise
 from puna.model.llama import Llama
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
-from puna.weights.folder import load_folder
+from puna.weights.loading import load_llama
 
 T32 = 1e-5
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -172,7 +172,7 @@ def test_reproduces_the_reference_of_hugging_face() -> None:
     reference = json.loads((checkpoint / "reference.json").read_text())
     text = (DATA / "texts" / "tinyshakespeare.txt").read_text(encoding="utf-8")[1_000_000:]
     tokenizer = load_tokenizer(checkpoint / "base")
-    found = evaluate_text(load_folder(checkpoint / "base"), tokenizer, text, window=reference["window"])
+    found = evaluate_text(load_llama(checkpoint / "base"), tokenizer, text, window=reference["window"])
     expected = reference["base"]["shakespeare_tail"]  # made of whole windows: the shorter last one was left out
     whole = replace(found, window_nats=found.window_nats[:-1], window_tokens=found.window_tokens[:-1])
     assert whole.tokens == expected["tokens"]

@@ -206,11 +206,11 @@ def test_rates_are_tokens_over_their_own_time() -> None:
 
 def test_greedy_ids_and_text_equal_hugging_faces(checkpoint: Path) -> None:
     from puna.tokens.tokenizer import load_tokenizer
-    from puna.weights.folder import load_folder
+    from puna.weights.folder import load_llama
 
     reference = json.loads((checkpoint / "reference.json").read_text())
     tokenizer, prompt = load_tokenizer(checkpoint / "base"), reference["prompt"]
-    completion = generate(load_folder(checkpoint / "base"), tokenizer, prompt, Sampler(GREEDY), max_new_tokens=48)
+    completion = generate(load_llama(checkpoint / "base"), tokenizer, prompt, Sampler(GREEDY), max_new_tokens=48)
     assert [*prompt, *completion.ids] == reference["greedy"]
     assert tokenizer.decode(prompt[1:]) + completion.text == reference["greedy_text"]
 

@@ -13,7 +13,8 @@ from puna.jobs.load import find_base, find_model, load
 from puna.model.linears.lora import LoraSettings
 from puna.tokens.learning import learn_tokenizer
 from puna.weights.adapters import save_adapter
-from puna.weights.folder import save_folder, weights_sha256
+from puna.weights.folder import save_folder
+from puna.weights.loading import weights_sha256
 
 IDS = torch.arange(20)[None]
 TEXT = "A llama carries what it is given, one word after another. " * 20

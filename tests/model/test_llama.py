@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from puna.arch.modules import linear_paths
-from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling
+from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling, YarnScaling
 from puna.model.llama import Llama
 
 Build = Callable[..., Llama]
@@ -27,6 +27,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "odd sizes": {"vocab_size": 509, "dim": 60, "ffn_dim": 101},
     "llama3 rope": {"rope_scaling": LLAMA3, "rope_theta": 500_000.0},
     "linear rope": {"rope_scaling": LinearScaling(factor=4.0)},
+    "yarn rope": {"rope_scaling": YarnScaling(factor=4.0, original_max_seq_len=64)},
     "large eps": {"norm_eps": 1e-2},
 }
 
@@ -45,6 +46,9 @@ def reference(model: Llama) -> transformers.LlamaForCausalLM:
             "high_freq_factor": c.rope_scaling.high_freq_factor,
             "original_max_position_embeddings": c.rope_scaling.original_max_seq_len,
         }
+    elif isinstance(c.rope_scaling, YarnScaling):
+        old = c.rope_scaling.original_max_seq_len
+        rope |= {"rope_type": "yarn", "factor": c.rope_scaling.factor, "original_max_position_embeddings": old}
     config = transformers.LlamaConfig(
         vocab_size=c.vocab_size,
         hidden_size=c.dim,

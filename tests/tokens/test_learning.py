@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.errors import BadData, UsageError
-from puna.tokens.learning import SPECIALS, learn_tokenizer
+from puna.tokens.learning import learn_tokenizer
+from puna.tokens.special_names import SPECIALS
 
 TEXT = (
     "the llama grazes on the high grassland, and the llamas' wool is warm. 高原上的羊驼，羊驼在高原上。 Über 👩\u200d👧!\n"
@@ -76,7 +77,7 @@ def test_learning_equals_a_naive_recount_and_suits_bulk_encoding(words, count):
     except BadData:
         return
     assert merges_of(learned) == recounted_merges(Counter(re.findall(r" ?\w+", text)), count)
-    assert learned._bulk is not None
+    assert learned.encoding._bulk is not None
 
 
 def test_learning_is_independent_of_file_order():

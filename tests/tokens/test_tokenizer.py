@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.errors import BadData, FormatError
-from puna.tokens.learning import SPECIALS, learn_tokenizer
-from puna.tokens.tokenizer import LONGEST_BLANK, Tokenizer, load_tokenizer
+from puna.tokens.json_file import LONGEST_BLANK
+from puna.tokens.learning import learn_tokenizer
+from puna.tokens.special_names import SPECIALS
+from puna.tokens.tokenizer import load_tokenizer, tokenizer_from_json
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ODD = [chr(c) for c in (9, 10, 13, 32, 0x85, 0xA0, 0x3000, 0x2028, 0x17F, 0x212A, 0x1C, 0, 0x301, 0x200D, 0x130, 0x663)]
@@ -62,16 +64,16 @@ def test_any_bytes_come_back_exactly(learned, data):
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(max_size=60) | st.text("the llama's 1234高原\n\t \r'SſK", max_size=60))
 def test_bulk_ids_are_those_of_the_file(learned, reference, text):
-    assert learned._bulk is not None
+    assert learned.encoding._bulk is not None
     assert learned.encode(text) == ids_of(reference, text)
 
 
 def test_bulk_ids_are_those_of_the_file_on_real_texts(real):
     texts, tokenizer = real
-    assert tokenizer._bulk is not None
+    assert tokenizer.encoding._bulk is not None
     for text in texts:
         ids = tokenizer.encode(text)
-        assert ids == ids_of(tokenizer._plain, text)
+        assert ids == ids_of(tokenizer.encoding._plain, text)
         assert tokenizer.decode(ids) == text
         assert len(ids) < len(text.encode()) / 2
 
@@ -82,7 +84,7 @@ def test_bulk_ids_are_those_of_the_file_on_mixed_scraps(real):
     characters = [c for text in texts for c in text[:3000]] + ODD * 400 + list("'sdtmlrve0123456789!?.,👩👧éß") * 200
     for _ in range(3000):
         scrap = "".join(rng.choices(characters, k=rng.randint(1, 30)))
-        assert tokenizer.encode(scrap) == ids_of(tokenizer._plain, scrap)
+        assert tokenizer.encode(scrap) == ids_of(tokenizer.encoding._plain, scrap)
 
 
 def test_every_character_comes_back(learned):
@@ -158,7 +160,7 @@ def test_the_small_checkpoint_is_read_as_transformers_reads_it():
     tokenizer = load_tokenizer(folder)
     file = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = "First Citizen:\nBefore we proceed any further, hear me speak. 12 × 34 = 408 中\n"
-    assert tokenizer._bulk is None
+    assert tokenizer.encoding._bulk is None
     assert tokenizer.encode(text) == ids_of(file, text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.vocab_size) == (0, (1,), 4096)
@@ -178,7 +180,7 @@ def changed(spec, *path, value):
     for key in path[:-1]:
         part = part[key]
     part[path[-1]] = value
-    return Tokenizer(json.dumps(spec), {})
+    return tokenizer_from_json(json.dumps(spec), {})
 
 
 @pytest.mark.parametrize(
@@ -214,8 +216,8 @@ def test_a_hostile_pattern_is_an_error_and_no_panic(spec):
 def test_a_file_whose_merges_do_not_reach_every_token_takes_the_slow_way(spec, reference):
     merges = spec["model"]["merges"]
     spec["model"]["merges"] = [*merges[1:], merges[0]]
-    slow = Tokenizer(json.dumps(spec), {})
-    assert slow._bulk is None
+    slow = tokenizer_from_json(json.dumps(spec), {})
+    assert slow.encoding._bulk is None
     assert slow.decode(slow.encode("the 羊驼")) == "the 羊驼"
     assert slow.encode("<|eot_id|>", parse_special=True) == ids_of(reference, "<|eot_id|>")
     assert not set(slow.encode("<|eot_id|>")) & set(slow.specials.values())
@@ -249,14 +251,11 @@ def test_a_configuration_that_names_no_token_is_refused(learned, tmp_path, confi
         load_tokenizer(tmp_path)
 
 
-def test_other_kinds_of_tokenizer_files_are_refused_by_name(tmp_path):
-    for name in ("tokenizer.model", "model.gguf"):
-        folder = tmp_path / name.split(".")[0]
-        folder.mkdir()
-        (folder / name).write_bytes(b"x")
-        for path in (folder, folder / name):
-            with pytest.raises(FormatError, match=name) as caught:
-                load_tokenizer(path)
-            assert "not read yet" in caught.value.hint
+def test_broken_and_other_files_are_refused_by_name(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"x")
+    (tmp_path / "model.gguf").write_bytes(b"x")
+    for path, name in ((tmp_path, "tokenizer.model: line 1"), (tmp_path / "model.gguf", "got model.gguf")):
+        with pytest.raises(FormatError, match=name):
+            load_tokenizer(path)
     with pytest.raises(FormatError, match="nothing"):
         load_tokenizer(tmp_path / "absent")

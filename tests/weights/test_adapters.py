@@ -14,7 +14,8 @@ from puna.errors import CheckpointMismatch, FormatError
 from puna.files import MANIFEST
 from puna.model.linears.lora import LoraSettings
 from puna.weights.adapters import load_adapter, read_base_path, save_adapter
-from puna.weights.folder import load_folder, save_folder
+from puna.weights.folder import save_folder
+from puna.weights.loading import load_llama
 
 T32 = 1e-5
 IDS = torch.randint(0, 512, (2, 60), generator=torch.Generator().manual_seed(0))
@@ -85,7 +86,7 @@ def test_we_load_pefts_adapter_with_equal_logits(base, tmp_path, targets):
     config = LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
     theirs = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
     theirs.save_pretrained(tmp_path / "a")
-    ours = load_folder(base)
+    ours = load_llama(base)
     attach_adapter(ours, load_adapter(tmp_path / "a"))
     with torch.no_grad():
         assert_equal_logits(ours(IDS), theirs(IDS).logits)
@@ -184,7 +185,7 @@ def test_a_base_is_found_beside_the_adapter_or_not_at_all(tiny, base, tmp_path):
 def test_the_real_adapter_gives_the_reference_logits(shared_data):
     small = shared_data / "checkpoints" / "small"
     reference = json.loads((small / "reference.json").read_text())["adapter"]
-    model = load_folder(small / "base")
+    model = load_llama(small / "base")
     attach_adapter(model, load_adapter(small / "adapter"))
     assert sum(weight.numel() for weight in model.parameters() if weight.requires_grad) == reference["trainable"]
     with torch.no_grad():

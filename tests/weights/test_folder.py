@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from puna.adaptation.targets import attach
 from puna.arch.modules import LINEARS
-from puna.arch.rope_scaling import LinearScaling, Llama3Scaling
+from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from puna.errors import CheckpointMismatch, FormatError, UsageError
 from puna.files import MANIFEST
 from puna.model.linears.int8 import Int8Linear
@@ -17,8 +17,9 @@ from puna.model.linears.kind import dense_weight
 from puna.model.linears.lora import LoraSettings
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.surgery import get_linear, replace_linears
-from puna.weights.folder import load_folder, save_folder, weights_sha256
+from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
+from puna.weights.loading import load_llama, weights_sha256
 
 T32 = 1e-5
 SHAPES = {
@@ -26,6 +27,12 @@ SHAPES = {
     "multi-head, untied": {"n_kv_heads": 4, "tied_embeddings": False},
     "multi-query, wide heads": {"n_kv_heads": 1, "head_dim": 24},
     "llama3 scaling": {"rope_scaling": Llama3Scaling(factor=8.0, original_max_seq_len=64), "rope_theta": 5e5},
+    "yarn scaling": {"rope_scaling": YarnScaling(factor=4.0, original_max_seq_len=64), "n_kv_heads": 1},
+    "yarn with its own settings": {
+        "rope_scaling": YarnScaling(
+            factor=8.0, original_max_seq_len=32, attention_factor=1.5, beta_fast=16.0, beta_slow=2.0
+        )
+    },
     "linear scaling": {"rope_scaling": LinearScaling(factor=4.0), "tied_embeddings": False},
 }
 IDS = torch.randint(0, 512, (2, 100), generator=torch.Generator().manual_seed(0))
@@ -61,7 +68,7 @@ def factor(model, rank=5):
 def test_save_then_load_is_the_same_model_bit_for_bit(build_llama, tmp_path, shape, dtype):
     model = build_llama(**SHAPES[shape]).to(dtype)
     save_folder(model, tmp_path / "a")
-    loaded = load_folder(tmp_path / "a", dtype=dtype)
+    loaded = load_llama(tmp_path / "a", dtype=dtype)
     assert loaded.config == model.config
     before, after = model.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()
@@ -73,7 +80,7 @@ def test_save_then_load_is_the_same_model_bit_for_bit(build_llama, tmp_path, sha
 @pytest.mark.parametrize("change", [lambda model: model, factor])
 def test_load_then_save_writes_the_same_bytes(tiny, tmp_path, change):
     save_folder(change(tiny), tmp_path / "a")
-    save_folder(load_folder(tmp_path / "a"), tmp_path / "b")
+    save_folder(load_llama(tmp_path / "a"), tmp_path / "b")
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
@@ -94,7 +101,7 @@ def test_transformers_loads_our_shards(build_llama, tmp_path, shape):
     save_folder(model, tmp_path / "a", shard_bytes=50_000)
     assert len(list((tmp_path / "a").glob("model-*.safetensors"))) > 5
     assert_equal_logits(model, LlamaForCausalLM.from_pretrained(tmp_path / "a"))
-    assert_equal_logits(load_folder(tmp_path / "a"), model, tolerance=0)
+    assert_equal_logits(load_llama(tmp_path / "a"), model, tolerance=0)
 
 
 @pytest.mark.parametrize("shard", ["5GB", "20KB"])
@@ -125,7 +132,7 @@ def test_we_load_transformers_folders(tmp_path, shard, tied, old_keys):
         values["rope_theta"] = scaling.pop("rope_theta")
         (tmp_path / "config.json").write_text(json.dumps(values | {"rope_scaling": scaling}))
     assert (tmp_path / "model.safetensors").exists() is (shard == "5GB")
-    ours = load_folder(tmp_path)
+    ours = load_llama(tmp_path)
     assert_equal_logits(ours, theirs)
     state = theirs.state_dict()
     for name, weight in ours.state_dict().items():
@@ -135,7 +142,7 @@ def test_we_load_transformers_folders(tmp_path, shard, tied, old_keys):
 def test_other_linears_are_stored_and_read_as_what_they_are(tiny, tmp_path):
     model = factor(tiny)
     save_folder(model, tmp_path / "a", record={"method": "svd"})
-    loaded = load_folder(tmp_path / "a")
+    loaded = load_llama(tmp_path / "a")
     for name in LINEARS:
         path = f"layers.1.{'mlp' if name in LINEARS[4:] else 'self_attn'}.{name}"
         assert type(get_linear(loaded, path)) is type(get_linear(model, path))
@@ -151,7 +158,7 @@ def test_other_linears_are_stored_and_read_as_what_they_are(tiny, tmp_path):
 
 def test_half_precision_leaves_codes_and_scales_alone(tiny, tmp_path):
     save_folder(factor(tiny), tmp_path / "a")
-    loaded = load_folder(tmp_path / "a", dtype=torch.bfloat16)
+    loaded = load_llama(tmp_path / "a", dtype=torch.bfloat16)
     assert get_linear(loaded, "layers.0.mlp.up_proj").scale.dtype == torch.float32
     assert get_linear(loaded, "layers.0.mlp.down_proj").U.dtype == torch.bfloat16
     assert loaded.norm.weight.dtype == torch.bfloat16
@@ -176,7 +183,7 @@ def test_linears_that_are_listed_without_tensors_are_refused(tiny, tmp_path):
         config["puna"]["linears"] = changed
         (tmp_path / "a" / "config.json").write_text(json.dumps(config))
         with pytest.raises(FormatError):
-            load_folder(tmp_path / "a")
+            load_llama(tmp_path / "a")
 
 
 def test_a_copy_of_the_tied_head_must_be_the_embedding(tiny, tmp_path):
@@ -186,11 +193,11 @@ def test_a_copy_of_the_tied_head_must_be_the_embedding(tiny, tmp_path):
     tensors = load_file(path)
     head = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors | {"lm_head.weight": head}, path)
-    assert_equal_logits(load_folder(tmp_path / "a"), tiny, tolerance=0)
+    assert_equal_logits(load_llama(tmp_path / "a"), tiny, tolerance=0)
     head[3, 5] += 1e-6
     save_file(tensors | {"lm_head.weight": head}, path)
     with pytest.raises(FormatError, match=r"lm_head\.weight"):
-        load_folder(tmp_path / "a")
+        load_llama(tmp_path / "a")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -199,7 +206,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tiny, tmp_path, value):
         tiny.layers[1].mlp.up_proj.weight[3, 3] = value
     save_folder(tiny, tmp_path / "a")
     with pytest.raises(FormatError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_folder(tmp_path / "a")
+        load_llama(tmp_path / "a")
 
 
 def test_an_attached_adapter_is_not_stored_in_a_model(tiny, tmp_path):
@@ -214,7 +221,7 @@ def test_saving_over_a_folder_replaces_it_whole(build_llama, tmp_path):
     save_folder(build_llama(0), tmp_path / "a", shard_bytes=50_000)
     first = weights_sha256(tmp_path / "a")
     save_folder(build_llama(1), tmp_path / "a")
-    assert_equal_logits(load_folder(tmp_path / "a"), build_llama(1), tolerance=0)
+    assert_equal_logits(load_llama(tmp_path / "a"), build_llama(1), tolerance=0)
     assert weights_sha256(tmp_path / "a") != first
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -223,11 +230,11 @@ def test_a_changed_file_in_a_sealed_folder_is_refused(tiny, tmp_path):
     save_folder(tiny, tmp_path / "a")
     (tmp_path / "a" / "generation_config.json").write_text("{}")
     with pytest.raises(CheckpointMismatch, match="generation_config"):
-        load_folder(tmp_path / "a")
+        load_llama(tmp_path / "a")
 
 
 def test_loading_draws_no_random_numbers(tiny, tmp_path):
     save_folder(tiny, tmp_path / "a")
     before = torch.get_rng_state()
-    load_folder(tmp_path / "a")
+    load_llama(tmp_path / "a")
     assert torch.equal(torch.get_rng_state(), before)

@@ -161,16 +161,30 @@ def test_a_false_number_of_layers_is_refused_at_once(folder):
         read_header(folder)
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [("x.gguf", "GGUF"), ("params.json", "Meta"), ("consolidated.00.pth", "Meta"), ("pytorch_model.bin", "a pickle")],
-)
-def test_other_formats_are_refused_by_name(tmp_path, file, name):
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "consolidated.00.pt", "model.pth"])
+def test_pickles_are_refused_by_name(tmp_path, file):
     (tmp_path / file).write_bytes(b"GGUF")
     for path in (tmp_path, tmp_path / file):
-        with pytest.raises(FormatError, match=f"got {name}") as caught:
+        with pytest.raises(FormatError, match=f"got a pickle, {file}") as caught:
             read_header(path)
-        assert "not supported" in caught.value.hint
+        assert "safetensors" in caught.value.hint
+
+
+@pytest.mark.parametrize("file", ["params.json", "consolidated.00.pth"])
+def test_a_file_of_a_meta_folder_is_answered_with_the_folder(tmp_path, file):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(FormatError, match="got a file of it") as caught:
+        read_header(tmp_path / file)
+    assert str(tmp_path) in caught.value.hint
+
+
+def test_a_folder_of_gguf_files_is_answered_with_a_file(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FormatError, match="GGUF files") as caught:
+        read_header(tmp_path)
+    assert "x.gguf" in caught.value.hint
+    with pytest.raises(FormatError, match="GGUF file"):
+        read_header(tmp_path / "x.gguf")
 
 
 def test_a_folder_without_config_is_refused(folder):

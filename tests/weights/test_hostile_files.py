@@ -15,7 +15,8 @@ from puna.model.init import initialise
 from puna.model.linears.lora import Adapter, LoraSettings
 from puna.model.llama import Llama
 from puna.weights.adapters import load_adapter, save_adapter
-from puna.weights.folder import load_folder, save_folder
+from puna.weights.folder import save_folder
+from puna.weights.loading import load_llama
 
 COUNT = 400
 JUNK = [None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -1e308, "", "0", "\0", [], [1], [[]], {}, {"a": 1}]
@@ -48,7 +49,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 def load_or_refuse(folder: Path) -> Llama | None:
     try:
-        return load_folder(folder)
+        return load_llama(folder)
     except FormatError:
         return None
 
@@ -80,7 +81,7 @@ def test_junk_under_any_config_key_is_refused_or_gives_a_model_that_runs(folder)
 def test_mutated_safetensors_headers_are_refused_or_change_nothing(folder):
     (folder / MANIFEST).unlink()
     path, rng = folder / "model.safetensors", random.Random(1)
-    original, truth = path.read_bytes(), load_folder(folder).state_dict()
+    original, truth = path.read_bytes(), load_llama(folder).state_dict()
     header_bytes = 8 + int.from_bytes(original[:8], "little")
     loaded = 0
     for _ in range(COUNT):
@@ -100,13 +101,13 @@ def accepted_mutations(folder: Path, files: list[Path], rng: random.Random) -> l
         changed = mutate(original, rng)
         path.write_bytes(changed)
         try:
-            load_folder(folder)
+            load_llama(folder)
             if changed != original:
                 accepted.append(path.name)
         except PunaError:
             pass
         path.write_bytes(original)
-    load_folder(folder)
+    load_llama(folder)
     return accepted
 
 

@@ -14,13 +14,13 @@ PATH = "layers.1.self_attn.k_proj"
 @pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False}, {"head_dim": 24, "n_kv_heads": 1}])
 def test_the_table_lists_exactly_the_models_parameters(build_llama, changes):
     model = build_llama(**changes)
-    expected = {tensor.path: tensor.shape for tensor in expected_tensors(model.config, plain=True)}
+    expected = {tensor.path: tensor.shape for tensor in expected_tensors(model.config, kind="hf")}
     assert expected == {path: tuple(weight.shape) for path, weight in model.named_parameters()}
     assert parameter_count(model.config) == sum(weight.numel() for weight in model.parameters())
 
 
 def test_names_and_paths_are_inverses(tiny_config):
-    for tensor in expected_tensors(tiny_config, plain=True):
+    for tensor in expected_tensors(tiny_config, kind="hf"):
         assert tensor.name == to_hf(tensor.path)
         assert from_hf(tensor.name) == tensor.path
     assert to_hf("lm_head.weight") == "lm_head.weight"
@@ -28,7 +28,7 @@ def test_names_and_paths_are_inverses(tiny_config):
 
 def test_other_linears_stand_under_their_path_and_the_puna_prefix(tiny_config):
     entries = (LowRankEntry(path=PATH, rank=5), Int8Entry(path="layers.0.mlp.up_proj"))
-    found = {tensor.name: tensor for tensor in expected_tensors(tiny_config, entries, plain=False)}
+    found = {tensor.name: tensor for tensor in expected_tensors(tiny_config, entries, kind="puna")}
     assert all(name.startswith("puna.") for name in found)
     assert found[f"puna.{PATH}.U"].shape == (32, 5)
     assert found[f"puna.{PATH}.V"].shape == (5, 64)
@@ -39,5 +39,5 @@ def test_other_linears_stand_under_their_path_and_the_puna_prefix(tiny_config):
 
 def test_a_false_number_of_layers_costs_nothing(tiny_config):
     huge = replace(tiny_config, n_layers=10**15)
-    assert len(list(islice(expected_tensors(huge, plain=True), 50))) == 50
+    assert len(list(islice(expected_tensors(huge, kind="hf"), 50))) == 50
     assert parameter_count(huge) > 10**15

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from puna.errors import DiskFull, FormatError
+from puna.files import staged_file
 from puna.weights.tensors import read_tensors, write_tensors
 
 
@@ -46,8 +47,8 @@ def test_a_full_disk_is_said(tmp_path):
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-        with pytest.raises(DiskFull):
-            write_tensors(tmp_path / "x", {"a": torch.zeros(5000)})
+        with pytest.raises(DiskFull), staged_file(tmp_path / "x") as staged:
+            write_tensors(staged, {"a": torch.zeros(5000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

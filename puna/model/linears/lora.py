@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from puna.errors import UsageError
 from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
 
-__all__ = ["Adapter", "LoraLinear", "LoraSettings"]
+__all__ = ["Adapter", "LoraLinear", "LoraSettings", "lora_update"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,4 +70,9 @@ class LoraLinear(LinearKind):
     @torch.no_grad()
     def update(self) -> Tensor:
         """What the adapter adds to the weight: scale * B A, float32, (d_out, d_in)."""
-        return self.settings.scale * (self.B.float() @ self.A.float())
+        return lora_update(self.settings, self.A, self.B)
+
+
+def lora_update(settings: LoraSettings, A_Ri: Tensor, B_oR: Tensor) -> Tensor:
+    """What an adapter adds to a weight: scale * B A, float32, (d_out, d_in)."""
+    return settings.scale * (B_oR.float() @ A_Ri.float())

@@ -1,0 +1,95 @@
+"""Byte-level BPE as a tokenizer.json spells it: bytes as printable characters, Llama 3's pattern, the file's skeleton.
+
+Rank files (Llama 3's tokenizer.model) become such a file by listing every split of every token into two tokens, in the
+order of (rank, left id, right id): with `ignore_merges` the library then gives tiktoken's ids. docs/formats.md 4.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "BYTE_CHARACTERS",
+    "LLAMA3_PATTERN",
+    "PRE_TOKENIZER",
+    "all_splits",
+    "begin_with",
+    "byte_level_json",
+    "name_of",
+    "special_entry",
+]
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _byte_characters() -> tuple[str, ...]:
+    """The printable character that stands for each byte in a tokenizer.json (GPT-2's table)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+BYTE_CHARACTERS = _byte_characters()
+_CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
+PRE_TOKENIZER = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    ],
+}
+
+
+def name_of(data: bytes) -> str:
+    """The name of a token in a tokenizer.json."""
+    return data.decode("latin-1").translate(_CHARACTER_OF)
+
+
+def byte_level_json(
+    tokens: Sequence[bytes], merges: Sequence[tuple[str, str]], specials: Mapping[str, int], bos: str | None
+) -> str:
+    """A tokenizer.json with these tokens as ids 0 .. n - 1, and specials."""
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
+        "vocab": {name_of(token): index for index, token in enumerate(tokens)}, "merges": list(map(list, merges)),
+    }  # fmt: skip
+    file = {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [special_entry(name, index) for name, index in specials.items()],
+        "normalizer": None, "pre_tokenizer": PRE_TOKENIZER, "post_processor": begin_with(bos, specials),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": model,
+    }  # fmt: skip
+    return json.dumps(file, ensure_ascii=False, indent=2)
+
+
+def begin_with(bos: str | None, specials: Mapping[str, int]) -> dict[str, Any] | None:
+    """What makes transformers put BOS before a text, as Llama's own code does."""
+    if bos is None:
+        return None
+    first = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}
+    names = {bos: {"id": bos, "ids": [specials[bos]], "tokens": [bos]}}
+    return {"type": "TemplateProcessing", "single": first, "pair": [*first, *second], "special_tokens": names}
+
+
+def special_entry(name: str, index: int) -> dict[str, Any]:
+    """A special token among the added_tokens of a tokenizer.json."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": index, "content": name, **flags, "special": True}
+
+
+def all_splits(tokens: Sequence[bytes]) -> list[tuple[str, str]]:
+    """Every way to join two tokens to a third, by (the third's id, left id, right id)."""
+    ids = {token: index for index, token in enumerate(tokens)}
+    names = [name_of(token) for token in tokens]
+    merges = []
+    for token in tokens:
+        halves = ((ids.get(token[:cut]), ids.get(token[cut:])) for cut in range(1, len(token)))
+        pairs = sorted((left, right) for left, right in halves if left is not None and right is not None)
+        merges += [(names[left], names[right]) for left, right in pairs]
+    return merges

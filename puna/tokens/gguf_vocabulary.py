@@ -1,0 +1,179 @@
+"""The vocabulary inside a GGUF file, as `tokenizer.ggml.*` keys, to and from the one Tokenizer.
+
+`gpt2` with the pre-tokeniser `llama-bpe` is Llama 3's kind, `llama` with scores is SentencePiece's. llama.cpp takes a word
+that is a token whole, as `ignore_merges` does. Any other model, or pre-tokeniser, is refused by name: ids would differ.
+Format: docs/formats.md 6; oracle: llama.cpp.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from puna.errors import FormatError, UsageError
+from puna.tokens.byte_level import BYTE_CHARACTERS, byte_level_json, name_of
+from puna.tokens.json_file import JsonEncoding
+from puna.tokens.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, Piece, PieceEncoding
+from puna.tokens.ranks import RankEncoding
+from puna.tokens.tokenizer import PLAIN_CONFIG, Encoding, Tokenizer
+
+__all__ = ["gguf_metadata", "tokenizer_from_gguf"]
+
+_PREFIX = "tokenizer.ggml."
+_TEMPLATE = "tokenizer.chat_template"
+_PRE = ("llama-bpe", "llama3", "llama-v3")  # three names of one pattern in llama.cpp
+_ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+_TURN_END = "<|eot_id|>"
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any], path: object) -> Tokenizer:
+    """The tokenizer that a file's metadata describes. Errors: FormatError naming the key."""
+    keys = _Keys(metadata, path)
+    kind, tokens, types = keys.text("model"), keys.texts("tokens"), keys.numbers("token_type")
+    types = types or [NORMAL] * len(tokens)
+    if len(types) != len(tokens):
+        raise FormatError(path, f"{_PREFIX}token_type", f"{len(tokens)} types", len(types))
+    ids = {role: keys.index(key, len(tokens)) for key, role in _ROLES.items()}
+    config = {**PLAIN_CONFIG, **{role: tokens[index] for role, index in ids.items() if index is not None}}
+    encoding: Encoding
+    if kind == "gpt2":
+        encoding = _byte_level(keys, tokens, types, config.get("bos_token"))
+    elif kind == "llama":
+        encoding = _pieces(keys, tokens, types, config.get("bos_token"))
+    else:
+        hint = "only the vocabularies of Llama models are read"
+        raise FormatError(path, f"{_PREFIX}model", "gpt2 or llama", kind, hint)
+    template = metadata.get(_TEMPLATE)
+    if template is not None and not isinstance(template, str):
+        raise FormatError(path, _TEMPLATE, "a text", type(template).__name__)
+    return Tokenizer(encoding, config, path, chat_template=template)
+
+
+def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The keys with which llama.cpp gives the same ids. Errors: UsageError: it has no word for this vocabulary."""
+    encoding = tokenizer.encoding
+    if encoding.kind == "pieces":
+        pieces = encoding.pieces if isinstance(encoding, PieceEncoding) else _pieces_of_json(encoding)
+        keys = {**_piece_keys(pieces), "add_space_prefix": encoding.is_prefixed}
+    else:
+        keys = _byte_level_keys(encoding)
+    ids = {key: tokenizer.named_id(role) for key, role in _ROLES.items()}
+    ids["eot"] = tokenizer.specials.get(_TURN_END)
+    keys |= {f"{key}_token_id": index for key, index in ids.items() if index is not None}
+    keys["add_bos_token"] = tokenizer.bos_id is not None
+    template = {} if tokenizer.chat_template is None else {_TEMPLATE: tokenizer.chat_template}
+    return {f"{_PREFIX}{key}": value for key, value in keys.items()} | template
+
+
+class _Keys:
+    """The keys below tokenizer.ggml., each of the kind that it must be."""
+
+    def __init__(self, metadata: Mapping[str, Any], path: object) -> None:
+        self._metadata, self.path = metadata, path
+
+    def text(self, key: str) -> str:
+        """A required text."""
+        value = self._metadata.get(_PREFIX + key)
+        if not isinstance(value, str):
+            raise self._refuse(key, "a text")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A required list of texts."""
+        value = self._metadata.get(_PREFIX + key)
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+            raise self._refuse(key, "a list of texts")
+        return value
+
+    def numbers(self, key: str) -> list[Any]:
+        """A list of numbers, empty where there is none."""
+        value = self._metadata.get(_PREFIX + key, [])
+        if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
+            raise self._refuse(key, "a list of numbers")
+        return value
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """true or false."""
+        value = self._metadata.get(_PREFIX + key, default)
+        if type(value) is not bool:
+            raise self._refuse(key, "true or false")
+        return value
+
+    def index(self, key: str, count: int) -> int | None:
+        """An id, or None."""
+        value = self._metadata.get(f"{_PREFIX}{key}_token_id")
+        if value is not None and (type(value) is not int or not 0 <= value < count):
+            raise self._refuse(f"{key}_token_id", f"an id below {count}")
+        return value
+
+    def _refuse(self, key: str, expected: str) -> FormatError:
+        got = self._metadata.get(_PREFIX + key)
+        return FormatError(self.path, _PREFIX + key, expected, "nothing" if got is None else repr(got)[:80])
+
+
+def _byte_level(keys: _Keys, tokens: list[str], types: list[int], bos: str | None) -> JsonEncoding:
+    """Normal tokens come first, in byte characters; what follows is special."""
+    pre = keys.text("pre")
+    if pre not in _PRE:
+        raise FormatError(keys.path, f"{_PREFIX}pre", " or ".join(_PRE), pre, "only Llama 3's pattern is known here")
+    specials = {token: index for index, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != NORMAL}
+    count = len(tokens) - len(specials)
+    if sorted(specials.values()) != list(range(count, len(tokens))):
+        raise FormatError(keys.path, f"{_PREFIX}token_type", "special tokens after all others", "another order")
+    byte_of = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
+    try:
+        plain = [bytes(byte_of[character] for character in token) for token in tokens[:count]]
+    except KeyError as error:
+        raise FormatError(keys.path, f"{_PREFIX}tokens", "names in byte characters", error) from None
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in keys.texts("merges"))]
+    return JsonEncoding(byte_level_json(plain, merges, specials, bos if bos in specials else None), keys.path)
+
+
+def _pieces(keys: _Keys, tokens: list[str], types: list[int], bos: str | None) -> PieceEncoding:
+    scores = keys.numbers("scores")
+    if len(scores) != len(tokens):
+        raise FormatError(keys.path, f"{_PREFIX}scores", f"{len(tokens)} scores", len(scores))
+    pieces = [Piece(*each) for each in zip(tokens, scores, types, strict=True)]
+    is_prefixed = keys.flag("add_space_prefix", default=True)
+    return PieceEncoding(pieces, keys.path, is_prefixed=is_prefixed, bos=bos)
+
+
+def _piece_keys(pieces: Sequence[Piece]) -> dict[str, Any]:
+    return {
+        "model": "llama",
+        "pre": "default",
+        "tokens": [piece.text for piece in pieces],
+        "scores": [float(piece.score) for piece in pieces],
+        "token_type": [piece.type for piece in pieces],
+    }
+
+
+def _byte_level_keys(encoding: Encoding) -> dict[str, Any]:
+    if isinstance(encoding, JsonEncoding) and encoding.is_llama3_split:
+        merges = encoding.merges
+    elif isinstance(encoding, RankEncoding):
+        merges = encoding.merges()
+    else:
+        raise UsageError("GGUF cannot say how this tokenizer splits a text", "only Llama 3's pattern can be written")
+    special = {index: name for name, index in encoding.specials.items()}
+    return {
+        "model": "gpt2",
+        "pre": "llama-bpe",
+        "tokens": [special.get(index) or name_of(part) for index, part in enumerate(encoding.table)],
+        "token_type": [CONTROL if index in special else NORMAL for index in range(len(encoding.table))],
+        "merges": [f"{left} {right}" for left, right in merges],
+    }
+
+
+def _pieces_of_json(encoding: Encoding) -> list[Piece]:
+    """The pieces of Llama 2's tokenizer.json; its merges stand in the order of their scores, which follow from it."""
+    if not isinstance(encoding, JsonEncoding):
+        raise UsageError("GGUF cannot say this vocabulary", "name the tokenizer.model that it came from")
+    score: dict[str, float] = {}
+    for left, right in encoding.merges:
+        score.setdefault(left + right, -float(len(score)))
+    specials, last = set(encoding.specials.values()), -float(len(score))
+    pieces = []
+    for index, name in enumerate(encoding.names):
+        is_byte = len(name) == 6 and name.startswith("<0x") and index not in specials
+        kind = UNKNOWN if name == encoding.unknown else CONTROL if index in specials else BYTE if is_byte else NORMAL
+        pieces.append(Piece(name, score.get(name, last) if kind == NORMAL else 0.0, kind))
+    return pieces

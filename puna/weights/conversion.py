@@ -1,0 +1,102 @@
+"""From any format to any other, one tensor at a time: memory holds one tensor, whatever the model's size.
+
+Factors are multiplied out, codes dequantised and an adapter folded in, in float32; then each tensor takes the type that
+was asked for, or keeps its own. What a format cannot say is refused before anything is written. Format: docs/formats.md.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from puna.errors import DiskFull, UsageError
+from puna.files import free_bytes
+from puna.model.linears.lora import Adapter
+from puna.tokens.tokenizer import Tokenizer
+from puna.weights.checkpoint import CheckpointHeader
+from puna.weights.dense import DenseTensors
+from puna.weights.export import TABLES, Export, Output, write_gguf_file, write_hf_folder, write_meta_folder
+from puna.weights.gguf import BLOCK_TYPES
+from puna.weights.names import name_in
+from puna.weights.tensor_header import BLOCKS
+
+__all__ = ["DTYPE_CHOICES", "Converted", "Target", "convert_checkpoint"]
+
+Target = Literal["hf", "gguf", "meta"]
+DTYPE_CHOICES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+_WRITERS = {"hf": write_hf_folder, "meta": write_meta_folder, "gguf": write_gguf_file}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What was written, and what was decided on the way."""
+
+    bytes: int
+    tensors: int
+    notices: tuple[str, ...]
+
+
+def convert_checkpoint(
+    header: CheckpointHeader,
+    target: Path,
+    to: Target,
+    *,
+    dtype: str | None = None,
+    adapter: Adapter | None = None,
+    tokenizer: Tokenizer | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Converted:
+    """Write a checkpoint in another format, or the same one, at `target`: a folder, or the file of a GGUF.
+
+    Args:   dtype: of DTYPE_CHOICES' values; None keeps each tensor's. generation: settings to keep in an hf folder.
+    Errors: UsageError: what the format cannot say. DiskFull: before anything is written, where the space is short.
+            FormatError: NaN or infinity, also after rounding. CheckpointMismatch: an adapter of another shape.
+    """
+    dense = DenseTensors(header, adapter)
+    outputs = [
+        Output(path, name_in(to, path), _choose(to, path, shape, dense, dtype), shape)
+        for path, shape in dense.shapes.items()
+    ]
+    if to == "meta" and header.config.tied_embeddings:  # Meta's own code reads a head of its own
+        outputs.append(replace(outputs[0], name=name_in(to, "lm_head.weight")))
+    size = sum(output.bytes for output in outputs)
+    if free_bytes(target) < size:
+        raise DiskFull(
+            f"{target}: {size:,} bytes are needed, {free_bytes(target):,} are free",
+            "free some space, or name another disk",
+        )
+    export = Export(header=header, dense=dense, outputs=tuple(outputs), tokenizer=tokenizer, generation=generation)
+    _WRITERS[to](export, target)
+    return Converted(bytes=size, tensors=len(outputs), notices=tuple(_notices(export)))
+
+
+def _choose(to: Target, path: str, shape: tuple[int, ...], dense: DenseTensors, dtype: str | None) -> str:
+    """The type that a tensor gets. Errors: UsageError for one that the format does not have."""
+    wanted = dtype or dense.dtypes[path]
+    if to != "gguf":
+        if dtype in BLOCKS:
+            raise UsageError(f"{to} has no type {dtype}", "block types are GGUF's: --to gguf")
+        return "F32" if wanted in BLOCKS else wanted
+    if len(shape) == 1 or wanted == "F64":
+        return "F32"
+    if dtype is None and dense.codes(path) is not None:
+        return wanted
+    if wanted in BLOCKS - set(DTYPE_CHOICES.values()):
+        raise UsageError(f"{path}: {wanted} is read, not written", "name a type: --dtype q8_0, f16, bf16 or f32")
+    if wanted == "Q4_0" and path in TABLES:
+        wanted = "Q8_0"
+    return "F16" if shape[-1] % BLOCK_TYPES[wanted].elements else wanted
+
+
+def _notices(export: Export) -> Iterator[str]:
+    """What a person should know of the types that were chosen, and of what was missing."""
+    changes: dict[tuple[str, str], list[str]] = {}
+    for output in export.outputs:
+        stored = export.dense.dtypes[output.path]
+        if stored != output.dtype:
+            changes.setdefault((stored, output.dtype), []).append(output.path)
+    for (old, new), paths in changes.items():
+        some = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
+        yield f"{old} -> {new}: {some}"
+    if export.tokenizer is None:
+        yield "no tokenizer was found, so none was written"

@@ -1,0 +1,84 @@
+"""A checkpoint's parameters as a plain Llama has them: W = U V multiplied out, codes dequantised, W + s B A folded in.
+
+All of it is formed in float32, one matrix at a time. Format: docs/formats.md 7.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from puna.errors import CheckpointMismatch
+from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.kind import LinearKind
+from puna.model.linears.lora import Adapter, lora_update
+from puna.model.linears.low_rank import LowRankLinear
+from puna.weights.checkpoint import CheckpointHeader
+from puna.weights.names import ExpectedTensor, LowRankEntry, expected_tensors
+from puna.weights.stored import StoredTensors
+from puna.weights.tensor_header import BLOCKS
+from puna.weights.tensors import refuse_non_finite
+
+__all__ = ["DenseTensors"]
+
+
+class DenseTensors:
+    """The dense parameters of a checkpoint by path, read when they are asked for.
+
+    Attributes: shapes: of every parameter, in model order. dtypes: the type that each is stored in, of factors theirs.
+    """
+
+    def __init__(self, header: CheckpointHeader, adapter: Adapter | None = None) -> None:
+        """Errors: CheckpointMismatch: an adapter for a model of another shape. FormatError."""
+        self._header, self._adapter = header, adapter
+        self._stored = StoredTensors(header)
+        self._parts = {expected.path: expected for expected in header.expected()}
+        self._entries = {entry.path: entry for entry in header.stored.linears}
+        self.shapes = {item.path: item.shape for item in expected_tensors(header.config, kind="hf")}
+        self.dtypes = {path: self._stored.dtype(self._part_of(path)) for path in self.shapes}
+        if adapter is not None:
+            _check_adapter(self.shapes, adapter)
+
+    def __getitem__(self, path: str) -> Tensor:
+        """A parameter: as it is stored, or float32 where it had to be formed. Errors: FormatError: NaN or infinity."""
+        module = path.removesuffix(".weight")
+        weight = self._stored[self._parts[path]] if module not in self._entries else self._formed(module)
+        refuse_non_finite(self._header.path, path, weight)
+        if self._adapter is not None and module in self._adapter.tensors:
+            weight = weight.float() + lora_update(self._adapter.settings, *self._adapter.tensors[module])
+        return weight
+
+    def codes(self, path: str) -> Tensor | None:
+        """The stored codes of a parameter that is kept in blocks, in the file's own layout; None where an adapter changes it."""
+        is_changed = self._adapter is not None and path.removesuffix(".weight") in self._adapter.tensors
+        if is_changed or self.dtypes[path] not in BLOCKS:
+            return None
+        return self._stored.mapped(self._parts[path])[0]
+
+    def _part_of(self, path: str) -> ExpectedTensor:
+        """The stored tensor whose type a parameter takes: its own, U of two factors, a norm in place of codes."""
+        module = path.removesuffix(".weight")
+        if module not in self._entries:
+            return self._parts[path]
+        return self._parts[f"{module}.U" if isinstance(self._entries[module], LowRankEntry) else "norm.weight"]
+
+    def _formed(self, module: str) -> Tensor:
+        def part(suffix: str) -> Tensor:
+            return self._stored[self._parts[f"{module}.{suffix}"]]
+
+        linear: LinearKind
+        if isinstance(self._entries[module], LowRankEntry):
+            linear = LowRankLinear(part("U"), part("V"))
+        else:
+            linear = Int8Linear(part("weight"), part("scale"))
+        return linear.dense_weight()
+
+
+def _check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> None:
+    rank = adapter.settings.rank
+    for path, (a, b) in adapter.tensors.items():
+        d_out, d_in = shapes.get(f"{path}.weight", (0, 0))
+        if (tuple(a.shape), tuple(b.shape)) != ((rank, d_in), (d_out, rank)):
+            raise CheckpointMismatch(
+                f"adapter: {path}: made for a Linear of {b.shape[0]} x {a.shape[1]}, the model has {d_out} x {d_in}",
+                "use the base model that the adapter was trained on",
+            )

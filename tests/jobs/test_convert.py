@@ -1,0 +1,166 @@
+"""Conversion as a person asks for it: tokenizer, template, settings and adapter come along, and the result loads anywhere."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import puna
+from puna.adaptation.targets import adapter_of, attach, named_loras
+from puna.errors import CheckpointMismatch, FormatError, UsageError
+from puna.jobs.convert import convert
+from puna.jobs.load import load
+from puna.jobs.show import show
+from puna.jobs.verify import verify
+from puna.model.linears.lora import LoraSettings
+from puna.tokens.learning import learn_tokenizer
+from puna.weights.adapters import save_adapter
+from puna.weights.folder import save_folder
+from puna.weights.loading import weights_sha256
+from puna.weights.meta import MetaSettings
+from puna.weights.pth_worker import list_tensors
+
+TEXT = "A llama carries what it is given, one word after another; 猫 too.\n"
+META = MetaSettings(meta_max_seq_len=256)
+TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+
+
+@pytest.fixture(autouse=True)
+def read_pickles_here(monkeypatch):
+    """A child takes two seconds to start; that it reads the same is the matter of test_pth.py."""
+    monkeypatch.setattr("puna.weights.pth._ask", lambda child, path: list_tensors(str(path)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return learn_tokenizer([TEXT * 20], 300)
+
+
+@pytest.fixture
+def run(build_llama, tokenizer, tmp_path):
+    """A run folder whose model has a chat template and settings of generation."""
+    folder = tmp_path / "run" / "model"
+    save_folder(build_llama(vocab_size=300), folder, tokenizer)
+    (folder / "MANIFEST.json").unlink()
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "bos_token_id": tokenizer.bos_id}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return tmp_path / "run"
+
+
+def target(tmp_path, to):
+    return tmp_path / ("out.gguf" if to == "gguf" else f"out-{to}")
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf", "meta"])
+def test_everything_comes_along(run, tmp_path, tokenizer, to):
+    result = convert(run, target(tmp_path, to), to)
+    assert (result.format, result.path) == (to, str(target(tmp_path, to)))
+    loaded = load(target(tmp_path, to), meta=META)
+    assert loaded.tokenizer.encode(TEXT, bos=True) == tokenizer.encode(TEXT, bos=True)
+    assert loaded.tokenizer.specials.keys() >= tokenizer.specials.keys()
+    assert loaded.eos_ids[0] == tokenizer.eos_ids[0]
+    assert result.tensors == len(show(result.path, META).tensors)
+    if to != "meta":
+        assert loaded.tokenizer.chat_template == TEMPLATE
+    if to == "hf":
+        kept = json.loads((target(tmp_path, to) / "generation_config.json").read_text())
+        assert kept == json.loads((run / "model" / "generation_config.json").read_text())
+    ids = torch.tensor([tokenizer.encode(TEXT, bos=True)])
+    with torch.no_grad():
+        assert torch.equal(loaded(ids), puna.load(run)(ids))
+
+
+def test_transformers_loads_what_comes_back_from_gguf(run, tmp_path, tokenizer):
+    convert(run, tmp_path / "there.gguf", "gguf")
+    convert(tmp_path / "there.gguf", tmp_path / "back", "hf")
+    theirs, names = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "back"),
+        AutoTokenizer.from_pretrained(tmp_path / "back"),
+    )
+    ids = names(TEXT)["input_ids"]
+    assert ids == tokenizer.encode(TEXT, bos=True)
+    with torch.no_grad():
+        expected = puna.load(run)(torch.tensor([ids]))
+        got = theirs(torch.tensor([ids])).logits
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+    message = [{"role": "user", "content": "hello"}]
+    assert names.apply_chat_template(message, tokenize=False) == "<|begin_of_text|>user: hello\n"
+
+
+def test_an_adapter_comes_folded_in_with_or_without_its_bases_name(run, tmp_path):
+    model = load(run).llama
+    attach(model, LoraSettings(rank=2, alpha=4.0, targets=("q_proj", "up_proj")), seed=0)
+    with torch.no_grad():
+        for _, lora in named_loras(model):
+            lora.B.normal_(generator=torch.Generator().manual_seed(1))
+    save_adapter(adapter_of(model, weights_sha256(run)), tmp_path / "tuned" / "adapter", base=str(run))
+    convert(tmp_path / "tuned", tmp_path / "a.gguf", "gguf")
+    convert(run, tmp_path / "b.gguf", "gguf", adapter=tmp_path / "tuned")
+    assert (tmp_path / "a.gguf").read_bytes()[-50_000:] == (tmp_path / "b.gguf").read_bytes()[-50_000:]
+    assert verify(tmp_path / "tuned", tmp_path / "a.gguf", tolerance=1e-5).agree
+    assert not verify(run, tmp_path / "a.gguf").agree
+    save_adapter(adapter_of(model, "00" * 32), tmp_path / "other" / "adapter", base=str(run))
+    with pytest.raises(CheckpointMismatch, match="other weights"):
+        convert(run, tmp_path / "c.gguf", "gguf", adapter=tmp_path / "other")
+
+
+def test_types_that_change_are_said(run, tmp_path):
+    notices = convert(run, tmp_path / "x.gguf", "gguf", dtype="q4_0").notices
+    assert any(notice.startswith("F32 -> Q4_0: layers.0.self_attn.q_proj.weight and") for notice in notices)
+    assert any(notice.startswith("F32 -> F16: layers.0.mlp.down_proj.weight") for notice in notices)
+    assert convert(tmp_path / "x.gguf", tmp_path / "y.gguf", "gguf").notices == ()
+    back = convert(tmp_path / "x.gguf", tmp_path / "plain", "hf", dtype="bf16")
+    assert any(notice.startswith("Q4_0 -> BF16") for notice in back.notices)
+
+
+def test_a_model_without_tokenizer_is_converted_and_that_is_said(tiny, tmp_path):
+    save_folder(tiny, tmp_path / "bare")
+    for to in ("gguf", "meta", "hf"):
+        assert convert(tmp_path / "bare", target(tmp_path, to), to).notices[-1].startswith("no tokenizer")
+        assert not load(target(tmp_path, to), meta=META).has_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "reason"),
+    [
+        ("gguf", "out", "ends in .gguf"),
+        ("gguf", "run", "ends in .gguf"),
+        ("hf", "run/model", "source itself"),
+        ("hf", "things", "something else"),
+        ("meta", "things", "something else"),
+    ],
+)
+def test_a_target_that_would_lose_something_is_refused(run, tmp_path, to, name, reason):
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things" / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match=reason):
+        convert(run, tmp_path / name, to)
+    assert (tmp_path / "things" / "letter.txt").read_text() == "dear"
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(build_llama, tokenizer, tmp_path):
+    save_folder(build_llama(vocab_size=290), tmp_path / "small")
+    tokenizer.save(tmp_path / "small")
+    (tmp_path / "small" / "MANIFEST.json").unlink()
+    for read in (load, lambda path: convert(path, tmp_path / "x.gguf", "gguf")):
+        with pytest.raises(FormatError, match=r"at most 290 ids.*got 300"):
+            read(tmp_path / "small")
+    save_folder(build_llama(vocab_size=310), tmp_path / "padded", tokenizer)
+    assert "last 10 rows" in load(tmp_path / "padded").notices[0]
+
+
+def test_llama_1_and_2_of_meta_need_a_context(run, tmp_path):
+    convert(run, tmp_path / "meta", "meta")
+    with pytest.raises(FormatError, match="context") as caught:
+        load(tmp_path / "meta")
+    assert "--set weights.meta_max_seq_len=4096" in caught.value.hint
+    convert(tmp_path / "meta", tmp_path / "hf", "hf", meta=META)
+    assert load(tmp_path / "hf").config == load(run).config
+
+
+def test_an_unknown_type_is_answered_with_the_nearest(run, tmp_path):
+    with pytest.raises(UsageError, match="unknown dtype") as caught:
+        convert(run, tmp_path / "x", "hf", dtype="b16")
+    assert "bf16" in caught.value.hint
