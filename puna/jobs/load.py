@@ -48,7 +48,9 @@ class LoadedModel(nn.Module):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer beside the weights. Raises: UsageError where there is none; ids still go in and logits out."""
         if self._tokenizer is None:
-            raise UsageError("the model has no tokenizer", "put the tokenizer's files beside the weights")
+            raise UsageError(
+                "the model has no tokenizer.json or tokenizer.model", "put the tokenizer's files beside the weights"
+            )
         return self._tokenizer
 
     @property
@@ -106,9 +108,6 @@ def load(
         notices.append(
             f"{path}: the model's settings end at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}"
         )
-    if tokenizer is not None and tokenizer.vocab_size < header.config.vocab_size:
-        unused = header.config.vocab_size - tokenizer.vocab_size
-        notices.append(f"{path}: the last {unused} rows of the embedding belong to no token of its tokenizer")
     llama = load_llama(header, device, dtype)
     if adapter is not None:
         notices += _attach(llama, header, Path(adapter))

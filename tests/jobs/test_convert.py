@@ -147,8 +147,8 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(build_
     for read in (load, lambda path: convert(path, tmp_path / "x.gguf", "gguf")):
         with pytest.raises(FormatError, match=r"at most 290 ids.*got 300"):
             read(tmp_path / "small")
-    save_folder(build_llama(vocab_size=310), tmp_path / "padded", tokenizer)
-    assert "last 10 rows" in load(tmp_path / "padded").notices[0]
+    save_folder(build_llama(vocab_size=310), tmp_path / "padded", tokenizer)  # some checkpoints pad the embedding
+    assert load(tmp_path / "padded").tokenizer.vocab_size == 300
 
 
 def test_llama_1_and_2_of_meta_need_a_context(run, tmp_path):

@@ -120,7 +120,6 @@ def test_a_folder_without_config_and_other_formats_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     for path, message in (
-        (tmp_path / "x.gguf", "GGUF"),
         (tmp_path, "GGUF"),
         (tmp_path / "model.safetensors", "config"),
     ):
