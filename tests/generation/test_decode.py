@@ -206,7 +206,7 @@ def test_rates_are_tokens_over_their_own_time() -> None:
 
 def test_greedy_ids_and_text_equal_hugging_faces(checkpoint: Path) -> None:
     from puna.tokens.tokenizer import load_tokenizer
-    from puna.weights.folder import load_llama
+    from puna.weights.loading import load_llama
 
     reference = json.loads((checkpoint / "reference.json").read_text())
     tokenizer, prompt = load_tokenizer(checkpoint / "base"), reference["prompt"]
