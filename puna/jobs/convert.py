@@ -7,17 +7,15 @@ from typing import Any
 
 import torch
 
-from puna.errors import CheckpointMismatch, UsageError, unknown_name
-from puna.jobs.load import find_base, find_model, is_adapter
+from puna.errors import UsageError, unknown_name
+from puna.jobs.load import find_base, find_model, is_adapter, load_adapter_for
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import check_replaceable
-from puna.model.linears.lora import Adapter
-from puna.weights.adapters import load_adapter
 from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.conversion import DTYPE_CHOICES, Target, convert_checkpoint
 from puna.weights.folder import GENERATION_FILE
 from puna.weights.headers import read_header
-from puna.weights.loading import verify_seal, weights_sha256
+from puna.weights.loading import verify_seal
 from puna.weights.meta import MetaSettings
 from puna.weights.strict_json import read_object
 from puna.weights.vocabulary import tokenizer_of
@@ -67,7 +65,7 @@ def convert(
         out,
         to,
         dtype=None if dtype is None else DTYPE_CHOICES[dtype],
-        adapter=None if adapter is None else _adapter_for(header, Path(adapter)),
+        adapter=None if adapter is None else load_adapter_for(header, Path(adapter)),
         tokenizer=tokenizer_of(header),
         generation=_generation(header),
     )
@@ -89,16 +87,6 @@ def _check_target(source: Path, out: Path, to: Target) -> None:
         check_replaceable(out)
     elif out.suffix != ".gguf" or out.is_dir():
         raise UsageError(f"{out}: expected a file that ends in .gguf", f"name {out / 'model.gguf'}")
-
-
-def _adapter_for(header: CheckpointHeader, path: Path) -> Adapter:
-    adapter = load_adapter(path)
-    if adapter.base_sha256 not in (None, weights_sha256(header)):
-        raise CheckpointMismatch(
-            f"{path}: trained on other weights than those of {header.path}",
-            "name the base that the adapter was trained on",
-        )
-    return adapter
 
 
 def _generation(header: CheckpointHeader) -> Mapping[str, Any] | None:

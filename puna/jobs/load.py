@@ -15,6 +15,7 @@ from puna.arch.presets import PRESETS
 from puna.errors import CheckpointMismatch, UsageError, unknown_name
 from puna.generation.decode import Completion, generate
 from puna.generation.sampling import Sampler, SamplingSettings
+from puna.model.linears.lora import Adapter
 from puna.model.llama import Llama
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.adapters import ADAPTER_CONFIG, load_adapter, read_base_path
@@ -24,7 +25,7 @@ from puna.weights.loading import load_llama, weights_sha256
 from puna.weights.meta import MetaSettings
 from puna.weights.vocabulary import tokenizer_of
 
-__all__ = ["LoadedModel", "find_base", "find_model", "is_adapter", "load"]
+__all__ = ["LoadedModel", "find_base", "find_model", "is_adapter", "load", "load_adapter_for"]
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _DEFAULT_NEW_TOKENS = 128
@@ -144,14 +145,20 @@ def is_adapter(path: Path) -> bool:
     return not holds_model and any((path / part / ADAPTER_CONFIG).is_file() for part in ("", "adapter"))
 
 
-def _attach(llama: Llama, base: CheckpointHeader, path: Path) -> list[str]:
-    """Attach an adapter after comparing the base that it was trained on; what could not be compared is said."""
+def load_adapter_for(base: CheckpointHeader, path: Path) -> Adapter:
+    """Read an adapter of a base. Raises: CheckpointMismatch: it says that it was trained on other weights."""
     adapter = load_adapter(path)
     if adapter.base_sha256 is not None and adapter.base_sha256 != weights_sha256(base):
         raise CheckpointMismatch(
             f"{path}: trained on other weights than those of {base.path}",
             "name the base that the adapter was trained on",
         )
+    return adapter
+
+
+def _attach(llama: Llama, base: CheckpointHeader, path: Path) -> list[str]:
+    """Attach an adapter after comparing the base that it was trained on; what could not be compared is said."""
+    adapter = load_adapter_for(base, path)
     attach_adapter(llama, adapter)
     return [] if adapter.base_sha256 else [f"{path}: does not say which weights it was trained on"]
 

@@ -17,6 +17,7 @@ from puna.model.llama import Llama
 from puna.weights.adapters import load_adapter, save_adapter
 from puna.weights.folder import save_folder
 from puna.weights.loading import load_llama
+from tests.weights.mutations import mutate
 
 COUNT = 400
 JUNK = [None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -1e308, "", "0", "\0", [], [1], [[]], {}, {"a": 1}]
@@ -28,23 +29,6 @@ def folder(tmp_path):
     model = initialise(Llama(ModelConfig(**SIZES, max_seq_len=16, tied_embeddings=True)), 0)
     save_folder(model, tmp_path / "model")
     return tmp_path / "model"
-
-
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    """Change, drop, insert or repeat a few bytes."""
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        at = rng.randrange(len(changed))
-        match rng.randrange(4):
-            case 0:
-                changed[at] ^= rng.randrange(1, 256)
-            case 1:
-                del changed[at : at + rng.choice((1, 1, 5))]
-            case 2:
-                changed[at:at] = rng.choice((b"0", b"9", b"-", b'"', b",", b"{", b"}", b"\xff", b"\0", b"e9"))
-            case 3:
-                changed[at:at] = changed[at : at + rng.randrange(1, 20)]
-    return bytes(changed)
 
 
 def load_or_refuse(folder: Path) -> Llama | None:
