@@ -9,6 +9,7 @@ the conversation is rendered again with the first and last characters of such na
 characters that occur nowhere; the text is cut, and they are put back. Nothing else may differ between the two texts.
 """
 
+import atexit
 import re
 import sys
 import threading
@@ -130,6 +131,7 @@ _LLAMA3, _LLAMA2 = (
     (resources.files(__package__) / "templates" / f"{name}.jinja").read_text("utf-8") for name in ("llama3", "llama2")
 )
 _WORKER = Child("puna.tokens.template_worker", memory_bytes=MEMORY_BYTES, cpu_seconds=86_400)  # starts when first asked
+atexit.register(_WORKER.close)
 _ONE_AT_A_TIME = threading.Lock()
 
 
