@@ -177,10 +177,14 @@ def test_a_module_that_is_not_there_or_an_interpreter_is_a_failure(monkeypatch: 
 
 def test_an_interrupt_ends_the_child(shared: Child) -> None:
     pid = ask(shared, "pid")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        ask(shared, "sleep", 60, seconds=20)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask(shared, "sleep", 60, seconds=20)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not is_alive(pid)
     assert ask(shared, "echo", 1) == 1
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from puna.arch.modules import linear_paths, match_linears
+from puna.arch.modules import match_linears
 from puna.errors import CheckpointMismatch, UsageError
 from puna.model.linears.kind import AnyLinear
 from puna.model.linears.lora import Adapter, LoraLinear, LoraSettings
@@ -44,20 +44,14 @@ def attach_adapter(model: Llama, adapter: Adapter) -> None:
     Raises: CheckpointMismatch: the adapter was made for a model of another shape; the model is then unchanged.
     """
     settings = adapter.settings
-    paths = list(linear_paths(model.config, match_linears(",".join(settings.targets))))
-    for path in sorted(adapter.tensors.keys() ^ set(paths)):
+    shapes = {
+        path: (linear.out_features, linear.in_features) for path, linear in named_linears(model, settings.targets)
+    }
+    adapter.check_fits(shapes)
+    for path in sorted(shapes.keys() - adapter.tensors.keys()):
         raise CheckpointMismatch(
-            f"adapter: {path}: {'the model' if path in adapter.tensors else 'the adapter'} has no such Linear",
-            "use the base model that the adapter was trained on",
+            f"adapter: {path}: the adapter has no such Linear", "use the base model that the adapter was trained on"
         )
-    for path, linear in named_linears(model, settings.targets):
-        shapes = tuple(tuple(tensor.shape) for tensor in adapter.tensors[path])
-        expected = (settings.rank, linear.in_features), (linear.out_features, settings.rank)
-        if shapes != expected:
-            raise CheckpointMismatch(
-                f"adapter: {path}: expected A and B of shapes {expected}, got {shapes}",
-                "use the base model that the adapter was trained on",
-            )
     attach(model, settings, seed=0)
     for path, lora in named_loras(model):
         a, b = adapter.tensors[path]

@@ -1,4 +1,4 @@
-"""Byte-level BPE as a tokenizer.json spells it: bytes as printable characters, Llama 3's pattern, the file's skeleton.
+"""Byte-level BPE as a tokenizer.json spells it: bytes as printable characters, the two patterns, the file's skeleton.
 
 Rank files (Llama 3's tokenizer.model) become such a file by listing every split of every token into two tokens, in the
 order of (rank, left id, right id): with `ignore_merges` the library then gives tiktoken's ids. docs/formats.md 4.
@@ -6,17 +6,18 @@ order of (rank, left id, right id): with `ignore_merges` the library then gives 
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "BYTE_CHARACTERS",
     "LLAMA3_PATTERN",
-    "PRE_TOKENIZER",
+    "SplitName",
     "all_splits",
     "begin_with",
     "byte_level_json",
     "name_of",
     "special_entry",
+    "split_of",
 ]
 
 LLAMA3_PATTERN = (
@@ -34,13 +35,15 @@ def _byte_characters() -> tuple[str, ...]:
 
 BYTE_CHARACTERS = _byte_characters()
 _CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
-PRE_TOKENIZER = {
+SplitName = Literal["llama3", "gpt2"]
+_LLAMA3_SPLIT = {
     "type": "Sequence",
     "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
     ],
 }
+_GPT2_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
 def name_of(data: bytes) -> str:
@@ -48,19 +51,37 @@ def name_of(data: bytes) -> str:
     return data.decode("latin-1").translate(_CHARACTER_OF)
 
 
+def split_of(file: Mapping[str, Any]) -> SplitName | None:
+    """How a tokenizer.json cuts a text into words: as Llama 3 does, as GPT-2 does, or (None) otherwise."""
+    splitter, is_whole = file["pre_tokenizer"], file["model"]["ignore_merges"]
+    if file["normalizer"] is not None or not isinstance(splitter, dict):
+        return None
+    if splitter == _LLAMA3_SPLIT:
+        return "llama3"
+    return "gpt2" if splitter | {"trim_offsets": True} == _GPT2_SPLIT and not is_whole else None
+
+
 def byte_level_json(
-    tokens: Sequence[bytes], merges: Sequence[tuple[str, str]], specials: Mapping[str, int], bos: str | None
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    specials: Mapping[str, int],
+    bos: str | None,
+    *,
+    split: SplitName = "llama3",
 ) -> str:
-    """A tokenizer.json with these tokens as ids 0 .. n - 1, and specials."""
+    """A tokenizer.json. Args: vocab: the ids of all tokens, by their names in byte characters. specials: theirs."""
+    if any(index < len(vocab) for index in specials.values()):  # the library numbers what the vocabulary lacks itself
+        vocab = {**vocab, **specials}
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-        "vocab": {name_of(token): index for index, token in enumerate(tokens)}, "merges": list(map(list, merges)),
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": split == "llama3",
+        "vocab": dict(vocab), "merges": list(map(list, merges)),
     }  # fmt: skip
     file = {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": [special_entry(name, index) for name, index in specials.items()],
-        "normalizer": None, "pre_tokenizer": PRE_TOKENIZER, "post_processor": begin_with(bos, specials),
+        "normalizer": None, "pre_tokenizer": _LLAMA3_SPLIT if split == "llama3" else _GPT2_SPLIT,
+        "post_processor": begin_with(bos, specials),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": model,
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """The vocabulary inside a GGUF file, as `tokenizer.ggml.*` keys, to and from the one Tokenizer.
 
-`gpt2` with the pre-tokeniser `llama-bpe` is Llama 3's kind, `llama` with scores is SentencePiece's. llama.cpp takes a word
-that is a token whole, as `ignore_merges` does. Any other model, or pre-tokeniser, is refused by name: ids would differ.
+`gpt2` with the pre-tokeniser `llama-bpe` is Llama 3's kind, with `gpt-2` that of tokenizer.json files without a pattern of
+their own; `llama` with scores is SentencePiece's. Under `llama-bpe` llama.cpp takes a word that is a token whole, as
+`ignore_merges` does. Any other model, or pre-tokeniser, is refused by name: ids would differ.
 Format: docs/formats.md 6; oracle: llama.cpp.
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.errors import FormatError, UsageError
-from puna.tokens.byte_level import BYTE_CHARACTERS, byte_level_json, name_of
+from puna.tokens.byte_level import BYTE_CHARACTERS, SplitName, byte_level_json, name_of
 from puna.tokens.json_file import JsonEncoding
 from puna.tokens.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, Piece, PieceEncoding
 from puna.tokens.ranks import RankEncoding
@@ -19,7 +20,8 @@ __all__ = ["gguf_metadata", "tokenizer_from_gguf"]
 
 _PREFIX = "tokenizer.ggml."
 _TEMPLATE = "tokenizer.chat_template"
-_PRE = ("llama-bpe", "llama3", "llama-v3")  # three names of one pattern in llama.cpp
+_SPLITS: Mapping[str, SplitName] = {"llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3", "gpt-2": "gpt2"}
+_BYTE_CHARACTERS = frozenset(BYTE_CHARACTERS)
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _TURN_END = "<|eot_id|>"
 
@@ -110,21 +112,21 @@ class _Keys:
 
 
 def _byte_level(keys: _Keys, tokens: list[str], types: list[int], bos: str | None) -> JsonEncoding:
-    """Normal tokens come first, in byte characters; what follows is special."""
+    """Normal tokens are named in byte characters; all others are special."""
     pre = keys.text("pre")
-    if pre not in _PRE:
-        raise FormatError(keys.path, f"{_PREFIX}pre", " or ".join(_PRE), pre, "only Llama 3's pattern is known here")
-    specials = {token: index for index, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != NORMAL}
-    count = len(tokens) - len(specials)
-    if sorted(specials.values()) != list(range(count, len(tokens))):
-        raise FormatError(keys.path, f"{_PREFIX}token_type", "special tokens after all others", "another order")
-    byte_of = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
-    try:
-        plain = [bytes(byte_of[character] for character in token) for token in tokens[:count]]
-    except KeyError as error:
-        raise FormatError(keys.path, f"{_PREFIX}tokens", "names in byte characters", error) from None
+    if pre not in _SPLITS:
+        raise FormatError(keys.path, f"{_PREFIX}pre", " or ".join(_SPLITS), pre, "other patterns are not known here")
+    if len(set(tokens)) != len(tokens):
+        raise FormatError(keys.path, f"{_PREFIX}tokens", "each token once", "one twice")
+    kinds = list(zip(tokens, types, strict=True))
+    specials = {token: index for index, (token, kind) in enumerate(kinds) if kind != NORMAL}
+    vocab = {token: index for index, (token, kind) in enumerate(kinds) if kind == NORMAL}
+    strange = next((token for token in vocab if not set(token) <= _BYTE_CHARACTERS), None)
+    if strange is not None:
+        raise FormatError(keys.path, f"{_PREFIX}tokens", "names in byte characters", repr(strange)[:80])
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in keys.texts("merges"))]
-    return JsonEncoding(byte_level_json(plain, merges, specials, bos if bos in specials else None), keys.path)
+    text = byte_level_json(vocab, merges, specials, bos if bos in specials else None, split=_SPLITS[pre])
+    return JsonEncoding(text, keys.path)
 
 
 def _pieces(keys: _Keys, tokens: list[str], types: list[int], bos: str | None) -> PieceEncoding:
@@ -147,16 +149,18 @@ def _piece_keys(pieces: Sequence[Piece]) -> dict[str, Any]:
 
 
 def _byte_level_keys(encoding: Encoding) -> dict[str, Any]:
-    if isinstance(encoding, JsonEncoding) and encoding.is_llama3_split:
-        merges = encoding.merges
+    if isinstance(encoding, JsonEncoding) and encoding.split is not None:
+        split, merges = encoding.split, encoding.merges
     elif isinstance(encoding, RankEncoding):
-        merges = encoding.merges()
+        split, merges = "llama3", encoding.merges()
     else:
-        raise UsageError("GGUF cannot say how this tokenizer splits a text", "only Llama 3's pattern can be written")
+        raise UsageError(
+            "GGUF cannot say how this tokenizer splits a text", "only Llama 3's and GPT-2's patterns can be written"
+        )
     special = {index: name for name, index in encoding.specials.items()}
     return {
         "model": "gpt2",
-        "pre": "llama-bpe",
+        "pre": {"llama3": "llama-bpe", "gpt2": "gpt-2"}[split],
         "tokens": [special.get(index) or name_of(part) for index, part in enumerate(encoding.table)],
         "token_type": [CONTROL if index in special else NORMAL for index in range(len(encoding.table))],
         "merges": [f"{left} {right}" for left, right in merges],

@@ -15,7 +15,7 @@ import tiktoken
 import tokenizers
 
 from puna.errors import FormatError
-from puna.tokens.byte_level import BYTE_CHARACTERS, LLAMA3_PATTERN, PRE_TOKENIZER, all_splits, name_of
+from puna.tokens.byte_level import BYTE_CHARACTERS, LLAMA3_PATTERN, all_splits, name_of, split_of
 
 __all__ = ["BLANK", "JsonEncoding", "Kind", "holds_long_blank"]
 
@@ -29,7 +29,7 @@ _DECODERS = {"ByteLevel": "byte_level", "Sequence": "pieces", "Metaspace": "piec
 class JsonEncoding:
     """What a tokenizer.json says.
 
-    Attributes: names: of every id, as the file spells them. merges: in order, as names.
+    Attributes: names: of every id, as the file spells them. merges: in order, as names. split: None for neither pattern.
     """
 
     def __init__(self, json_text: str, path: object) -> None:
@@ -46,8 +46,8 @@ class JsonEncoding:
         self.unknown: str | None = spec["model"]["unk_token"]
         self.merges = [(left, right) for left, right in spec["model"]["merges"]]
         self.is_prefixed = self.kind == "pieces" and _adds_a_blank(spec)
-        self.is_llama3_split = spec["pre_tokenizer"] == PRE_TOKENIZER and spec["normalizer"] is None
-        self._bulk = _bulk_encoding(spec, self.table) if self.is_llama3_split else None
+        self.split = split_of(spec)
+        self._bulk = _bulk_encoding(spec, self.table) if self.split == "llama3" else None
 
     @property
     def is_ranked(self) -> bool:

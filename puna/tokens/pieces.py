@@ -11,7 +11,7 @@ import heapq
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -144,32 +144,66 @@ class PieceEncoding:
 
 
 def _join(symbols: list[str], place: Mapping[str, int]) -> list[str]:
-    """Join neighbours, the best place first and the leftmost among equals, until nothing can be joined.
-
-    A heap holds the joins that are possible now or were once, as place x 2^32 + index of the left symbol; one whose
-    neighbours do not join at that place any more is out of date.
-    """
+    """Join neighbours, the best place first and the leftmost among equals, until nothing can be joined."""
     count, find = len(symbols), place.get
     after, before = list(range(1, count + 1)), list(range(-1, count - 1))
-    found = map(find, map(str.__add__, symbols, symbols[1:]))
-    joins = [at << 32 | left for left, at in enumerate(found) if at is not None]
-    heapq.heapify(joins)
-    while joins:
-        join = heapq.heappop(joins)
-        left = join & 0xFFFFFFFF
+    joins = _Joins(map(find, map(str.__add__, symbols, symbols[1:])))
+    while (best := joins.pop()) is not None:
+        at, left = best
         right = after[left]
-        if right >= count or not symbols[left] or find(joined := symbols[left] + symbols[right]) != join >> 32:
-            continue
+        if right >= count or not symbols[left] or find(joined := symbols[left] + symbols[right]) != at:
+            continue  # one of the two was joined to another neighbour since
         symbols[left], symbols[right] = joined, ""
-        after[left] = beyond = after[right]
-        if beyond < count:
-            before[beyond] = left
-            if (at := find(joined + symbols[beyond])) is not None:
-                heapq.heappush(joins, at << 32 | left)
-        ahead = before[left]
-        if ahead >= 0 and (at := find(symbols[ahead] + joined)) is not None:
-            heapq.heappush(joins, at << 32 | ahead)
+        after[left], ahead = after[right], before[left]
+        if ahead >= 0:
+            joins.add(find(symbols[ahead] + joined), ahead)
+        if after[left] < count:
+            before[after[left]] = left
+            joins.add(find(joined + symbols[after[left]]), left)
     return [symbol for symbol in symbols if symbol]
+
+
+class _Joins:
+    """Joins by their place, the best first, and each place's from left to right.
+
+    What is known of a place when its turn comes is sorted once, and what turns up later goes into a heap of its own: a
+    megabyte of one letter takes a time in proportion to its length.
+    """
+
+    def __init__(self, places: Iterable[int | None]) -> None:
+        """Args: places: of the symbols 0, 1, ... joined to the next one; None: no piece."""
+        self._waiting: dict[int, list[int]] = {}
+        for left, at in enumerate(places):
+            if at is not None:
+                self._waiting.setdefault(at, []).append(left)
+        self._begun: dict[int, tuple[list[int], list[int]]] = {}
+        self._places = list(self._waiting)
+        heapq.heapify(self._places)
+
+    def add(self, at: int | None, left: int) -> None:
+        """Take up a join that has become possible."""
+        if at in self._begun:
+            heapq.heappush(self._begun[at][1], left)
+        elif at in self._waiting:
+            self._waiting[at].append(left)
+        elif at is not None:
+            self._waiting[at] = [left]
+            heapq.heappush(self._places, at)
+
+    def pop(self) -> tuple[int, int] | None:
+        """The best place and its leftmost symbol; None where no join is left."""
+        while self._places:
+            at = self._places[0]
+            if at not in self._begun:
+                self._begun[at] = sorted(self._waiting.pop(at), reverse=True), []
+            known, late = self._begun[at]
+            if known and not (late and late[0] < known[-1]):
+                return at, known.pop()
+            if late:
+                return at, heapq.heappop(late)
+            heapq.heappop(self._places)
+            del self._begun[at]
+        return None
 
 
 def _check(pieces: Sequence[Piece], path: object) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 import tiktoken
 
 from puna.errors import FormatError
-from puna.tokens.byte_level import LLAMA3_PATTERN, all_splits, byte_level_json
+from puna.tokens.byte_level import LLAMA3_PATTERN, all_splits, byte_level_json, name_of
 from puna.tokens.json_file import JsonEncoding, holds_long_blank
 from puna.tokens.special_names import BOS
 
@@ -59,7 +59,8 @@ class RankEncoding:
     @cached_property
     def _json(self) -> str:
         bos = BOS if BOS in self.specials else None
-        return byte_level_json(self._tokens, self.merges(), self.specials, bos)
+        vocab = {name_of(token): rank for rank, token in enumerate(self._tokens)}
+        return byte_level_json(vocab, self.merges(), self.specials, bos)
 
     @cached_property
     def _slow(self) -> JsonEncoding:

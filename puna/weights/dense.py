@@ -3,11 +3,8 @@
 All of it is formed in float32, one matrix at a time. Format: docs/formats.md 7.
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from puna.errors import CheckpointMismatch
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import LinearKind
 from puna.model.linears.lora import Adapter, lora_update
@@ -36,7 +33,7 @@ class DenseTensors:
         self.shapes = {item.path: item.shape for item in expected_tensors(header.config, kind="hf")}
         self.dtypes = {path: self._stored.dtype(self._part_of(path)) for path in self.shapes}
         if adapter is not None:
-            _check_adapter(self.shapes, adapter)
+            adapter.check_fits({path.removesuffix(".weight"): shape for path, shape in self.shapes.items()})
 
     def __getitem__(self, path: str) -> Tensor:
         """A parameter: as it is stored, or float32 where it had to be formed. Errors: FormatError: NaN or infinity."""
@@ -71,14 +68,3 @@ class DenseTensors:
         else:
             linear = Int8Linear(part("weight"), part("scale"))
         return linear.dense_weight()
-
-
-def _check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> None:
-    rank = adapter.settings.rank
-    for path, (a, b) in adapter.tensors.items():
-        d_out, d_in = shapes.get(f"{path}.weight", (0, 0))
-        if (tuple(a.shape), tuple(b.shape)) != ((rank, d_in), (d_out, rank)):
-            raise CheckpointMismatch(
-                f"adapter: {path}: made for a Linear of {b.shape[0]} x {a.shape[1]}, the model has {d_out} x {d_in}",
-                "use the base model that the adapter was trained on",
-            )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import tokenizers
 import torch
 
 from puna.arch.config import ModelConfig
@@ -10,7 +11,7 @@ from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from puna.model.init import initialise
 from puna.model.llama import Llama
 from puna.tokens.learning import learn_tokenizer
-from puna.tokens.tokenizer import Tokenizer
+from puna.tokens.tokenizer import Tokenizer, tokenizer_from_json
 from puna.weights.conversion import convert_checkpoint
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
@@ -33,6 +34,7 @@ SHAPES = {
     "wide heads, linear scaling": {"head_dim": 24, "rope_scaling": LinearScaling(factor=4.0)},
     "wide rows": {"dim": 256, "n_layers": 1, "head_dim": 64, "ffn_dim": 256, "tied_embeddings": False},
     "yarn scaling": {"rope_scaling": YarnScaling(factor=4.0, original_max_seq_len=64)},
+    "GPT-2's words": {},
 }
 IDS = torch.randint(0, 379, (48,), generator=torch.Generator().manual_seed(5)).tolist()  # below the special ids
 TEXTS = (
@@ -56,15 +58,30 @@ def build_model(name: str) -> Llama:
     return model.eval()
 
 
-def build_tokenizer() -> Tokenizer:
-    """A vocabulary of 384, learned from a few lines."""
+def build_tokenizer(name: str) -> Tokenizer:
+    """The vocabulary of 384 of the model of that name, learned from a few lines."""
     lines = [f"The llama number {n} walks {n * n} steps, and {n % 7} of them are uphill.\n" for n in range(300)]
-    return learn_tokenizer(lines, _BASE.vocab_size)
+    return _learn_gpt2(lines) if name == "GPT-2's words" else learn_tokenizer(lines, _BASE.vocab_size)
+
+
+def _learn_gpt2(lines: list[str]) -> Tokenizer:
+    """What the tokenizers library makes where nothing else is asked for: GPT-2's pattern, special tokens first."""
+    learned = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learned.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=_BASE.vocab_size,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learned.train_from_iterator(lines, trainer)
+    return tokenizer_from_json(learned.to_str(), {"bos_token": "<|begin|>", "eos_token": "<|end|>"})
 
 
 def write_gguf_file(name: str, folder: Path, dtype: str | None = None) -> Path:
     """The model and its tokenizer as a GGUF file of ours in `folder`."""
     source, target = folder / f"{name} source", folder / f"{name}.gguf"
-    save_folder(build_model(name), source, build_tokenizer())
-    convert_checkpoint(read_header(source), target, "gguf", dtype=dtype, tokenizer=build_tokenizer())
+    save_folder(build_model(name), source, build_tokenizer(name))
+    convert_checkpoint(read_header(source), target, "gguf", dtype=dtype, tokenizer=build_tokenizer(name))
     return target

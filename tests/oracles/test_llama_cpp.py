@@ -45,7 +45,7 @@ def test_llama_cpp_says_of_our_file_what_we_say(answers, tmp_path, name):
     path = write_gguf_file(name, tmp_path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == answers[name]["sha256"], "the file changed: make oracles"
     assert_says_the_same(path, answers[name])
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(name)
     assert [tokenizer.encode(text) for text in TEXTS] == answers[name]["tokens"]
     assert [tokenizer.encode(text, bos=True, parse_special=True) for text in TEXTS] == answers[name][
         "tokens_with_specials"

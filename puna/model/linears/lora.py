@@ -4,13 +4,14 @@ B = 0 makes a fresh adapter the base exactly. Source: Hu et al. 2021, arXiv:2106
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from puna.errors import UsageError
+from puna.errors import CheckpointMismatch, UsageError
 from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
 
 __all__ = ["Adapter", "LoraLinear", "LoraSettings", "lora_update"]
@@ -43,6 +44,20 @@ class Adapter:
     settings: LoraSettings
     tensors: dict[str, tuple[Tensor, Tensor]]
     base_sha256: str | None = field(default=None)
+
+    def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare with a model's Linears. Args: shapes: (d_out, d_in) by path. Errors: CheckpointMismatch naming a path."""
+        rank, hint = self.settings.rank, "use the base model that the adapter was trained on"
+        for path, (a, b) in self.tensors.items():
+            if path not in shapes:
+                raise CheckpointMismatch(f"adapter: {path}: the model has no such Linear", hint)
+            d_out, d_in = shapes[path]
+            got, expected = (tuple(a.shape), tuple(b.shape)), ((rank, d_in), (d_out, rank))
+            if got != expected:
+                raise CheckpointMismatch(
+                    f"adapter: {path}: expected A and B of shapes {expected[0]} and {expected[1]}, got {got[0]} and {got[1]}",
+                    hint,
+                )
 
 
 class LoraLinear(LinearKind):
