@@ -259,4 +259,5 @@ def _overlaps(tokenizer: Tokenizer, ids: list[int], text: str, spans: list[Span]
 def _special_names(tokenizer: Tokenizer) -> dict[str, str]:
     names = {index: name for name, index in tokenizer.specials.items()}
     ids = {"bos_token": tokenizer.bos_id, "eos_token": next(iter(tokenizer.eos_ids), None)}
-    return {key: names[index] for key, index in ids.items() if index is not None}
+    ids |= {role: tokenizer.named_id(role) for role in ("unk_token", "pad_token")}
+    return {role: names[index] for role, index in ids.items() if index in names}

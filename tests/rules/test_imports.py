@@ -115,7 +115,7 @@ def test_what_has_no_tensors_loads_without_torch(
     assert [name for name in modules if "torch" in loads[name]] == []
 
 
-@pytest.mark.parametrize("name", ["puna", "puna.errors", "puna.files", "puna.weights.headers"])
+@pytest.mark.parametrize("name", ["puna", "puna.errors", "puna.files", "puna.child", "puna.weights.headers"])
 def test_leaves_and_headers_load_without_torch(name: str, loads: dict[str, set[str]]) -> None:
     assert "torch" not in loads[name]
 

@@ -300,3 +300,14 @@ def test_messages_are_read_and_none_are_refused(learnt: Tokenizer) -> None:
     for call in calls:
         with pytest.raises(BadData, match="at least one"):
             call(learnt, [], add_generation_prompt=False)
+
+
+def test_a_template_may_read_the_other_special_names(learnt: Tokenizer) -> None:
+    spec, roles = (
+        learnt.encoding.json_text(),
+        {"bos_token": BOS, "eos_token": "<|end_of_text|>", "pad_token": "<|eot_id|>"},
+    )
+    template = "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token is defined }}"
+    named = tokenizer_from_json(spec, roles, chat_template=template)
+    said = render_chat(named, turns("", "Hi"), add_generation_prompt=False)
+    assert said == f"{BOS}<|end_of_text|><|eot_id|>False"

@@ -1,5 +1,6 @@
 """The vocabularies of Llama 1 to 3: published vectors, the reference libraries on mixed text, and the way through every file."""
 
+import os
 import random
 import sysconfig
 from pathlib import Path
@@ -8,12 +9,10 @@ import pytest
 import sentencepiece
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from puna.errors import FormatError
 from puna.tokens.byte_level import LLAMA3_PATTERN
 from puna.tokens.gguf_vocabulary import gguf_metadata, tokenizer_from_gguf
 from puna.tokens.tokenizer import load_tokenizer
 from puna.weights.gguf import read_gguf
-from tests.weights.mutations import MUTATIONS, mutate
 
 ODD = [
     "\U0001f999",
@@ -139,19 +138,9 @@ def test_names_of_special_tokens_in_a_text_are_text(llama3, llama2):
             assert index in tokenizer.encode(f"a{name}b", parse_special=True)
 
 
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", range(97 if os.environ.get("PUNA_COUNTS") == "nightly" else 5))
 def test_every_unicode_scalar_comes_back(llama3, llama2, part):
     for start in range(0, 0x110000, 0x1000):
         text = "".join(chr(c) for c in range(start + part, start + 0x1000, 97) if not 0xD800 <= c < 0xE000)
         for tokenizer in (llama3, llama2):
             assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-@pytest.mark.parametrize("name", ["llama2", "llama3"])
-def test_mutated_model_files_are_refused_or_read(files, tmp_path, name):
-    data = (files / name / "tokenizer.model").read_bytes()
-    head, path, rng = data[:3000], tmp_path / "tokenizer.model", random.Random(0)
-    for _ in range(MUTATIONS // 20):
-        path.write_bytes(mutate(head, rng))
-        with pytest.raises(FormatError):
-            load_tokenizer(path)

@@ -17,7 +17,7 @@ from puna.model.llama import Llama
 from puna.weights.adapters import load_adapter, save_adapter
 from puna.weights.folder import save_folder
 from puna.weights.loading import load_llama
-from tests.weights.mutations import mutate
+from tests.mutations import mutate
 
 COUNT = 400
 JUNK = [None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -1e308, "", "0", "\0", [], [1], [[]], {}, {"a": 1}]

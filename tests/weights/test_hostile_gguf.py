@@ -11,7 +11,7 @@ from puna.errors import FormatError
 from puna.weights.gguf import GgufFile, read_gguf
 from puna.weights.gguf_writer import write_gguf
 from puna.weights.tensors import as_bytes
-from tests.weights.mutations import MUTATIONS, mutate
+from tests.mutations import MUTATIONS, mutate
 
 HUGE = (2**31, 2**32, 2**53, 2**60, 2**63, 2**64 - 1)
 _U32, _STRING, _ARRAY = 4, 8, 9

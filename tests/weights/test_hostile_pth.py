@@ -24,7 +24,7 @@ from puna.weights.pth import open_pth, place_tensors, read_pth_headers
 from puna.weights.pth_worker import list_tensors
 from puna.weights.pth_writer import _pickle
 from puna.weights.tensor_header import TensorHeader
-from tests.weights.mutations import MUTATIONS, mutate
+from tests.mutations import MUTATIONS, mutate
 
 SENTINEL = "sentinel"
 

@@ -1,0 +1,145 @@
+"""Damaged vocabularies of every kind: refused with one error, or read as a tokenizer that still gives texts back."""
+
+import json
+import random
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from puna.errors import FormatError
+from puna.tokens.gguf_vocabulary import gguf_metadata, tokenizer_from_gguf
+from puna.tokens.learning import learn_tokenizer
+from puna.tokens.tokenizer import load_tokenizer, tokenizer_from_json
+from puna.weights.gguf import read_gguf
+from puna.weights.gguf_writer import write_gguf
+from tests.mutations import MUTATIONS, mutate
+
+LINES = ("the llama went home, the other llamas did not\n", "猫 在 沙发 上 睡觉, and 12345 more\n")
+TEXT = "the 羊驼 \U0001f999 12"
+
+
+def sentencepiece_model(pieces: list[tuple[str, float, int]]) -> bytes:
+    """A protobuf as sentencepiece writes it: pieces, BPE with byte fallback, the identity normaliser."""
+
+    def field(number: int, value: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(value)]) + value
+
+    def number(index: int, value: int) -> bytes:
+        key = index << 3
+        return (bytes([key]) if key < 128 else bytes([key & 127 | 128, key >> 7])) + bytes([value])
+
+    def piece(text: str, score: float, kind: int) -> bytes:
+        return field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + number(3, kind)
+
+    trainer = number(3, 2) + number(35, 1)
+    normalizer = field(1, b"identity") + number(3, 1) + number(4, 0)
+    return b"".join(field(1, piece(*each)) for each in pieces) + field(2, trainer) + field(3, normalizer)
+
+
+def pieces() -> list[tuple[str, float, int]]:
+    words = [("\u2581t", -1.0), ("he", -2.0), ("\u2581the", -3.0), ("ll", -4.0), ("llama", -5.0), ("ama", -6.0)]
+    letters = [(letter, -20.0 - i) for i, letter in enumerate("\u2581thelamndorcw,")]
+    return [
+        ("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)),
+        *((text, score, 1) for text, score in (*words, *letters)),
+    ]  # fmt: skip
+
+
+def gpt2_json() -> str:
+    """What the tokenizers library makes where nothing else is asked for; its special tokens come first."""
+    learned = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learned.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    learned.train_from_iterator(LINES, trainer)
+    return learned.to_str()
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return learn_tokenizer([*LINES] * 9, 290)
+
+
+@pytest.fixture(scope="module")
+def files(learned, tmp_path_factory) -> dict[str, bytes]:
+    """A small whole file of each kind, by its name."""
+    folder = tmp_path_factory.mktemp("vocabularies")
+    learned.save(folder)
+    learned.save_model_file(folder / "ranks.model")
+    (folder / "pieces.model").write_bytes(sentencepiece_model(pieces()))
+    byte_level = gguf_metadata(learned)
+    of_pieces = gguf_metadata(load_tokenizer(folder / "pieces.model"))
+    write_gguf(folder / "byte level.gguf", byte_level, [], [])
+    write_gguf(folder / "pieces.gguf", of_pieces, [], [])
+    (folder / "gpt2.json").write_text(gpt2_json())
+    names = ("tokenizer.json", "gpt2.json", "ranks.model", "pieces.model", "byte level.gguf", "pieces.gguf")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def read(path: Path):
+    if path.suffix == ".gguf":
+        return tokenizer_from_gguf(read_gguf(path).metadata, path)
+    return load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "gpt2.json", "ranks.model", "pieces.model", "byte level.gguf", "pieces.gguf"]
+)
+def test_a_damaged_vocabulary_is_refused_or_still_gives_texts_back(files, tmp_path, name):
+    path, rng, slowest, accepted = tmp_path / name, random.Random(0), 0.0, 0
+    path.write_bytes(files[name])
+    assert read(path).decode(read(path).encode(TEXT)) == TEXT
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(files[name], rng))
+        started = time.perf_counter()
+        try:
+            tokenizer = read(path)
+        except FormatError:
+            continue
+        finally:
+            slowest = max(slowest, time.perf_counter() - started)
+        accepted += 1
+        assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert accepted < MUTATIONS
+    assert slowest < 1.0
+
+
+def test_words_of_gpt_2_go_to_gguf_and_back_with_special_tokens_anywhere():
+    here = tokenizer_from_json(gpt2_json(), {"bos_token": "<s>", "eos_token": "</s>"})
+    metadata = gguf_metadata(here)
+    there = tokenizer_from_gguf(metadata, "a.gguf")
+    assert metadata["tokenizer.ggml.pre"] == "gpt-2"
+    assert (there.bos_id, there.eos_ids, there.specials) == (0, (1,), here.specials)
+    for text in (*LINES, TEXT, "don't  <s> \n\n x", "1234"):
+        assert there.encode(text) == here.encode(text)
+        assert there.encode(text, parse_special=True) == here.encode(text, parse_special=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"pre": "deepseek-llm"}, "tokenizer.ggml.pre: expected llama-bpe"),
+        ({"model": "rwkv"}, "tokenizer.ggml.model"),
+        ({"token_type": [1]}, "tokenizer.ggml.token_type"),
+        ({"tokens": ["a"] * 290}, "tokenizer.ggml.tokens: expected each token once"),
+        ({"tokens": [f" {i}" for i in range(290)]}, "tokenizer.ggml.tokens: expected names in byte"),
+        ({"bos_token_id": 10_000}, "tokenizer.ggml.bos_token_id"),
+    ],
+)
+def test_a_gguf_vocabulary_that_cannot_be_ours_is_refused_by_key(learned, changes, named):
+    wrong = gguf_metadata(learned) | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    with pytest.raises(FormatError, match=named):
+        tokenizer_from_gguf(wrong, "a.gguf")
+
+
+def test_a_pattern_is_known_by_what_it_says(learned):
+    spec = json.loads(learned.encoding.json_text())
+    assert tokenizer_from_json(json.dumps(spec), {}).encoding.split == "llama3"
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W"
+    assert tokenizer_from_json(json.dumps(spec), {}).encoding.split is None
