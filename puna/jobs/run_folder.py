@@ -13,6 +13,7 @@ from puna.jobs.peak import PeakMemory
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.signals import stop_request
 from puna.model.llama import Llama
+from puna.training.activations import checkpointed_blocks
 from puna.training.batches import BatchSource
 from puna.training.checkpoint import (
     TrainState,
@@ -133,7 +134,11 @@ def run_training(
                 raise
             log.append({"event": "save_failed", "step": state.done.steps, "message": error.message})
 
-    with closing(LineLog(folder.metrics, state.metrics_bytes)) as log, stop_request() as stop:
+    with (
+        closing(LineLog(folder.metrics, state.metrics_bytes)) as log,
+        stop_request() as stop,
+        checkpointed_blocks(model, is_on=config.checkpoint_activations),
+    ):
         hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop))
         state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log)))
     stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
