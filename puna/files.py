@@ -168,6 +168,12 @@ class LineLog:
             self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
             self._file.flush()
 
+    def cut_back(self, offset: int) -> None:
+        """Take back the lines behind `offset` bytes."""
+        with _disk_errors(self._path):
+            self._file.flush()
+            self._file.truncate(offset)
+
     def sync(self) -> int:
         """Bring the lines to the disk; return the file's length in bytes."""
         with _disk_errors(self._path):

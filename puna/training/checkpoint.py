@@ -31,6 +31,8 @@ class TrainState:
     """The counters of a run; the order of data is a function of `done.steps` alone.
 
     peak_bytes: the largest growth of memory in any sitting.
+    passed_over: steps' worth of data that were read and not learned from. bad_steps: of those, the bad numbers.
+    loss_scale, good_steps: of training in float16.
     best_step: of the steps that were saved, the one with the lowest nats on held-out text.
     """
 
@@ -42,6 +44,16 @@ class TrainState:
     best_step: int | None = None
     metrics_bytes: int = 0
     peak_bytes: int = 0
+    passed_over: int = 0
+    bad_steps: int = 0
+    bad_since_save: int = 0
+    loss_scale: float = 65536.0
+    good_steps: int = 0
+
+    @property
+    def batches_read(self) -> int:
+        """Which step's data come next, counted from 0."""
+        return self.done.steps + self.passed_over
 
 
 def save_checkpoint(

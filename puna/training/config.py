@@ -20,7 +20,7 @@ __all__ = [
     "TrainingConfig",
 ]
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +129,7 @@ class TrainingConfig:
     """Sizes are in sequences and tokens; warm-up, final learning rate and betas are shares.
 
     optimizer: muon updates the blocks' matrices by Muon at AdamW's own size of update, everything else by AdamW.
+    on_bad_step: what becomes of a loss or gradient that is NaN or infinite, besides that it never lands.
     checkpoint_activations: keep each block's input alone and form the rest again on the way back.
     """
 
@@ -148,6 +149,7 @@ class TrainingConfig:
     precision: Precision = "float32"
     isolate_documents: bool = False
     checkpoint_activations: bool = False
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     validate_every: int = 100
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
