@@ -20,8 +20,10 @@ from puna.errors import CheckpointMismatch, DiskFull, FormatError, RunLocked
 
 __all__ = [
     "MANIFEST",
+    "REPLACED",
     "LineLog",
     "free_bytes",
+    "is_sealed",
     "lock_folder",
     "read_json",
     "remove_folder",
@@ -35,6 +37,7 @@ __all__ = [
     "write_text",
 ]
 
+REPLACED = ".puna-old"  # what a new folder takes the place of, until it has
 MANIFEST = "MANIFEST.json"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EFBIG}
 
@@ -110,6 +113,27 @@ def verify_folder(folder: Path) -> dict[str, Any]:
 
     Errors: CheckpointMismatch naming the first file that is missing, extra or changed.
     """
+    manifest = _read_manifest(folder)
+    for name, (size, digest) in manifest["files"].items():
+        path = folder / name
+        if path.stat().st_size != size or sha256_file(path) != digest:
+            raise CheckpointMismatch(
+                f"{path}: changed since it was written", "restore the file or use another checkpoint"
+            )
+    return manifest
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether puna wrote the folder and nothing was put into it or taken out since; contents are not read."""
+    try:
+        _read_manifest(folder)
+    except (CheckpointMismatch, FormatError, OSError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, whole in itself, of exactly the files that are there. Errors: CheckpointMismatch, FormatError."""
     manifest = read_json(folder / MANIFEST)
     if (folder / MANIFEST).read_text(encoding="utf-8") != _json_text(manifest):
         raise CheckpointMismatch(f"{folder / MANIFEST}: the manifest was changed after it was written")
@@ -123,12 +147,6 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
     for name in sorted(present ^ files.keys()):
         raise CheckpointMismatch(f"{folder / name}: {'not in the manifest' if name in present else 'missing'}")
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if path.stat().st_size != size or sha256_file(path) != digest:
-            raise CheckpointMismatch(
-                f"{path}: changed since it was written", "restore the file or use another checkpoint"
-            )
     return manifest
 
 
@@ -192,7 +210,7 @@ def sweep_stale(folder: Path) -> None:
         return
     for path in folder.glob("*.tmp-*"):
         remove_folder(path)
-    for path in folder.glob("*.old"):
+    for path in folder.glob(f"*{REPLACED}"):
         final = path.with_suffix("")
         if final.exists():
             remove_folder(path)
@@ -240,7 +258,7 @@ def _manifest_hash(manifest: Mapping[str, object]) -> str:
 
 
 def _move_into_place(temporary: Path, final: Path) -> None:
-    old = final.with_name(final.name + ".old")
+    old = final.with_name(final.name + REPLACED)
     if final.exists():
         remove_folder(old)
         final.rename(old)

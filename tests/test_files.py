@@ -273,12 +273,16 @@ def test_a_log_shorter_than_its_checkpoint_is_not_stretched(tmp_path: Path) -> N
 
 
 def test_sweeping_removes_the_unfinished_and_restores_what_was_moved_aside(tmp_path: Path) -> None:
-    for name in ("a.tmp-123", "b.old", "c", "c.old"):
+    for name in ("a.tmp-123", "b.puna-old", "c", "c.puna-old", "d.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "from").write_text(name)
     (tmp_path / "d.json.tmp-9").write_text("half")
     sweep_stale(tmp_path)
-    assert {path.name: (path / "from").read_text() for path in tmp_path.iterdir()} == {"b": "b.old", "c": "c"}
+    assert {path.name: (path / "from").read_text() for path in tmp_path.iterdir()} == {
+        "b": "b.puna-old",
+        "c": "c",
+        "d.old": "d.old",
+    }
     sweep_stale(tmp_path / "absent")
 
 

@@ -114,6 +114,7 @@ def verify(
         device=machine.device,
         dtype=choose_dtype(machine.precision),
         meta=weights_recipe(options.recipe, options.settings).weights,
+        seed=machine.seed or 0,
     )
     error = None if result.agree else ToleranceExceeded(f"{first} and {second} do not say the same")
     if json:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from puna.errors import UsageError, unknown_name
+from puna.files import MANIFEST
 from puna.jobs.load import find_base, find_model, is_adapter, load_adapter_for
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import check_replaceable
@@ -57,6 +58,7 @@ def convert(
     _check_target(place, out, to)
     peak = PeakMemory(torch.device("cpu"))
     header = read_header(place, meta)
+    (meta or MetaSettings()).check_used(header.format)
     if not header.tensors:
         raise UsageError(f"{source} has no weights", "name a checkpoint with weights")
     verify_seal(header)
@@ -81,12 +83,18 @@ def convert(
 
 def _check_target(source: Path, out: Path, to: Target) -> None:
     """Errors: UsageError: a target that holds the source, is of the wrong kind, or holds something that is not ours."""
-    if out.resolve() == source.resolve():
-        raise UsageError(f"{out} is the source itself", "nothing is converted in place: name another target")
+    if to == "gguf" and (out.suffix != ".gguf" or out.is_dir()):
+        named = out.resolve()
+        raise UsageError(f"{out}: expected a file that ends in .gguf", f"name {named.with_name(f'{named.stem}.gguf')}")
+    here, there = source.resolve(), out.resolve()
+    if there == here or there in here.parents or here in there.parents:
+        hint = "nothing is converted in place: name a target beside it"
+        raise UsageError(f"{out} is the source, holds it or lies in it", hint)
+    for parent in there.parents:
+        if (parent / MANIFEST).exists():
+            raise UsageError(f"{out} lies in {parent}, which is sealed", "name a target outside of it")
     if to != "gguf":
         check_replaceable(out)
-    elif out.suffix != ".gguf" or out.is_dir():
-        raise UsageError(f"{out}: expected a file that ends in .gguf", f"name {out / 'model.gguf'}")
 
 
 def _generation(header: CheckpointHeader) -> Mapping[str, Any] | None:

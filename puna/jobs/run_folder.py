@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from puna.errors import CheckpointMismatch, DiskFull, Interrupted, PunaError, UsageError
-from puna.files import MANIFEST, LineLog, lock_folder, remove_folder, sha256_file, sweep_stale, write_text
+from puna.files import REPLACED, LineLog, is_sealed, lock_folder, remove_folder, sha256_file, sweep_stale, write_text
 from puna.jobs.peak import PeakMemory
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.signals import stop_request
@@ -99,10 +99,12 @@ def open_run(path: Path, recipe: object, *, resume: bool) -> Iterator[RunFolder]
 
 def check_replaceable(path: Path) -> None:
     """Refuse to put a result where something stands that puna did not write. Errors: UsageError."""
-    old = path.with_name(f"{path.name}.old")
+    if not path.name:
+        raise UsageError(f"{path}: expected a place with a name", "name a folder of its own, such as out")
+    old = path.with_name(path.name + REPLACED)
     if old.exists() and not path.exists():
         old.rename(path)  # a killed process left it between two renames
-    is_ours = path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir()))
+    is_ours = path.is_dir() and (not any(path.iterdir()) or is_sealed(path))
     if path.exists() and not is_ours:
         raise UsageError(f"{path} holds something else", "choose another --out, or empty it first")
 

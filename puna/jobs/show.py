@@ -40,6 +40,7 @@ def show(path: str | Path, meta: MetaSettings | None = None) -> ShowResult:
         parameters = parameter_count(config)
         return ShowResult(format="preset", config=asdict(config), parameters=parameters, tensors=(), notices=())
     header = read_header(Path(path), meta)
+    (meta or MetaSettings()).check_used(header.format)
     rows = (TensorRow(name=t.name, dtype=t.dtype, shape=t.shape, bytes=t.bytes) for t in header.tensors)
     return ShowResult(
         format=header.format,

@@ -2,29 +2,33 @@
 
 Both read the same prompts, one model after the other in memory: logits at every position, and a greedy continuation of
 each prompt. They agree when the largest difference of logits is at most the tolerance times the largest logit, and when
-their tokenizers give the prompts the same ids.
+their tokenizers give the prompts the same ids, know the same special tokens, and end a text with the same.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from puna.arch.config import ModelConfig
 from puna.errors import UsageError
 from puna.evaluation.agreement import compare, logits_of
 from puna.generation.decode import greedy_ids
-from puna.jobs.load import LoadedModel, load
+from puna.jobs.load import LoadedModel, find_base, find_model, is_adapter, load
 from puna.jobs.machine import choose_device
 from puna.jobs.proof_texts import PROOF_TEXTS
 from puna.text.corpus import read_documents
+from puna.weights.headers import read_header
 from puna.weights.meta import MetaSettings
 
 __all__ = ["TOLERANCE", "VerifyResult", "verify"]
 
 TOLERANCE = 1e-4
 _PROMPTS, _PROMPT_TOKENS, _GREEDY_TOKENS = 8, 200, 32
+_FEW = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +63,11 @@ def verify(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     meta: MetaSettings | None = None,
+    seed: int = 0,
 ) -> VerifyResult:
-    """Load one after the other and compare what they say. Args: prompts: a file; its first eight documents are read.
+    """Load one after the other and compare what they say.
+
+    Args:   prompts: a file; its first eight documents are read. seed: of the ids where there is no tokenizer.
 
     Errors: UsageError: other vocabularies, a tolerance below 0. BadData, FormatError.
     """
@@ -68,20 +75,17 @@ def verify(
         raise UsageError(f"tolerance: expected a number of at least 0, got {tolerance}", "1e-4 suits float32")
     texts = PROOF_TEXTS if prompts is None else tuple(item.text for item in read_documents([Path(prompts)]).documents)
     place = choose_device(device)
-    a = load(first, adapter=adapter_a, device=place, dtype=dtype, meta=meta)
-    ids_a, rows, config_a, notices = _ids(a, texts[:_PROMPTS]), _rows(a, texts[:_PROMPTS]), a.config, a.notices
+    settings: dict[str, Any] = {"device": place, "dtype": dtype, "meta": meta}
+    vocab_size, most = _common_ground(first, second, meta)
+    a = load(first, adapter=adapter_a, **settings)
+    ids_a, ends_a, notices = _ids(a, texts[:_PROMPTS]), _specials(a), a.notices
+    rows = _rows(ids_a, vocab_size, most, seed)
     logits_a, greedy_a = [logits.float().cpu() for logits in _logits(a, rows)], _greedy(a, rows)
     del a
-    b = load(second, adapter=adapter_b, device=place, dtype=dtype, meta=meta)
-    if b.config.vocab_size != config_a.vocab_size or b.config.max_seq_len < max(map(len, rows)):
-        raise UsageError(
-            f"{second}: expected {config_a.vocab_size} ids and a context of {max(map(len, rows))} like {first}, "
-            f"got {b.config.vocab_size} and {b.config.max_seq_len}",
-            "only models of one vocabulary can say the same",
-        )
+    b = load(second, adapter=adapter_b, **settings)
     ids_b = _ids(b, texts[:_PROMPTS])
     agreement = compare(logits_a, (logits.float().cpu() for logits in _logits(b, rows)))
-    tokenizers_agree = None if ids_a is None or ids_b is None else ids_a == ids_b
+    tokenizers_agree = None if ids_a is None or ids_b is None else (ids_a, ends_a) == (ids_b, _specials(b))
     is_close = agreement.max_logit_difference <= tolerance * agreement.largest_logit
     return VerifyResult(
         agree=is_close and tokenizers_agree is not False,
@@ -94,7 +98,7 @@ def verify(
         greedy_tokens=sum(map(len, greedy_a)),
         tokenizers_agree=tokenizers_agree,
         tokens=sum(map(len, rows)),
-        notices=(*notices, *b.notices),
+        notices=(*notices, *b.notices, *_doubts(rows)),
     )
 
 
@@ -103,14 +107,42 @@ def _ids(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]] | None:
     return [loaded.tokenizer.encode(text, bos=True) for text in texts] if loaded.has_tokenizer else None
 
 
-def _rows(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
-    """What both models read, cut so that a continuation fits the context; seeded ids where there is no tokenizer."""
-    most = max(1, min(_PROMPT_TOKENS, loaded.config.max_seq_len - _GREEDY_TOKENS))
-    ids = _ids(loaded, texts)
+def _specials(loaded: LoadedModel) -> tuple[dict[str, int], int | None, tuple[int, ...]] | None:
+    """Special tokens, and which of them begin and end a text."""
+    if not loaded.has_tokenizer:
+        return None
+    tokenizer = loaded.tokenizer
+    return tokenizer.specials, tokenizer.bos_id, tokenizer.eos_ids
+
+
+def _rows(ids: list[list[int]] | None, vocab_size: int, most: int, seed: int) -> list[list[int]]:
+    """What both models read, cut so that a continuation fits both contexts; seeded ids where there is no tokenizer."""
     if ids is None:
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(loaded.config.vocab_size, (_PROMPTS, most), generator=generator).tolist()
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(vocab_size, (_PROMPTS, most), generator=generator).tolist()
     return [row[:most] for row in ids if row]
+
+
+def _doubts(rows: Sequence[Sequence[int]]) -> Iterator[str]:
+    """Why agreement may say little."""
+    if (count := sum(map(len, rows))) < _FEW:
+        yield f"only {count} positions were compared, which says little: the prompts or a model's context are short"
+
+
+def _common_ground(first: str | Path, second: str | Path, meta: MetaSettings | None) -> tuple[int, int]:
+    """The vocabulary of both, and the longest prompt that leaves room in both contexts. Errors: UsageError."""
+    a, b = _config(first, meta), _config(second, meta)
+    if b.vocab_size != a.vocab_size:
+        raise UsageError(
+            f"{second}: expected {a.vocab_size} ids like {first}, got {b.vocab_size}",
+            "only models of one vocabulary can say the same",
+        )
+    return a.vocab_size, max(1, min(_PROMPT_TOKENS, min(a.max_seq_len, b.max_seq_len) - _GREEDY_TOKENS))
+
+
+def _config(path: str | Path, meta: MetaSettings | None) -> ModelConfig:
+    place = find_base(path) if is_adapter(Path(path)) else find_model(path)
+    return read_header(find_model(place), meta).config
 
 
 def _logits(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Iterator[Tensor]:

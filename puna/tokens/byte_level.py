@@ -6,6 +6,7 @@ order of (rank, left id, right id): with `ignore_merges` the library then gives 
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 __all__ = [
@@ -68,8 +69,14 @@ def byte_level_json(
     bos: str | None,
     *,
     split: SplitName = "llama3",
+    added: Mapping[str, int] = MappingProxyType({}),
 ) -> str:
-    """A tokenizer.json. Args: vocab: the ids of all tokens, by their names in byte characters. specials: theirs."""
+    """A tokenizer.json.
+
+    Args: vocab: the ids of all tokens, by their names in byte characters. specials: theirs. added: of tokens that stand
+          as they are wherever they occur, and are not special.
+    """
+    specials, own = {**specials, **added}, specials
     if any(index < len(vocab) for index in specials.values()):  # the library numbers what the vocabulary lacks itself
         vocab = {**vocab, **specials}
     model = {
@@ -79,7 +86,7 @@ def byte_level_json(
     }  # fmt: skip
     file = {
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [special_entry(name, index) for name, index in specials.items()],
+        "added_tokens": [special_entry(name, index, is_special=name in own) for name, index in specials.items()],
         "normalizer": None, "pre_tokenizer": _LLAMA3_SPLIT if split == "llama3" else _GPT2_SPLIT,
         "post_processor": begin_with(bos, specials),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
@@ -98,10 +105,10 @@ def begin_with(bos: str | None, specials: Mapping[str, int]) -> dict[str, Any] |
     return {"type": "TemplateProcessing", "single": first, "pair": [*first, *second], "special_tokens": names}
 
 
-def special_entry(name: str, index: int) -> dict[str, Any]:
-    """A special token among the added_tokens of a tokenizer.json."""
+def special_entry(name: str, index: int, *, is_special: bool = True) -> dict[str, Any]:
+    """A token among the added_tokens of a tokenizer.json."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": index, "content": name, **flags, "special": True}
+    return {"id": index, "content": name, **flags, "special": is_special}
 
 
 def all_splits(tokens: Sequence[bytes]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 from puna.errors import FormatError, UsageError
 from puna.tokens.byte_level import BYTE_CHARACTERS, SplitName, byte_level_json, name_of
 from puna.tokens.json_file import JsonEncoding
-from puna.tokens.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, Piece, PieceEncoding
+from puna.tokens.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Piece, PieceEncoding
 from puna.tokens.ranks import RankEncoding
 from puna.tokens.tokenizer import PLAIN_CONFIG, Encoding, Tokenizer
 
@@ -23,7 +23,7 @@ _TEMPLATE = "tokenizer.chat_template"
 _SPLITS: Mapping[str, SplitName] = {"llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3", "gpt-2": "gpt2"}
 _BYTE_CHARACTERS = frozenset(BYTE_CHARACTERS)
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-_TURN_END = "<|eot_id|>"
+_ENDS = {"eot": "<|eot_id|>", "eom": "<|eom_id|>"}
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], path: object) -> Tokenizer:
@@ -35,11 +35,15 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], path: object) -> Tokenizer:
         raise FormatError(path, f"{_PREFIX}token_type", f"{len(tokens)} types", len(types))
     ids = {role: keys.index(key, len(tokens)) for key, role in _ROLES.items()}
     config = {**PLAIN_CONFIG, **{role: tokens[index] for role, index in ids.items() if index is not None}}
+    while types and types[-1] == UNUSED:  # rows of the embedding without a token
+        tokens, types = tokens[:-1], types[:-1]
     encoding: Encoding
     if kind == "gpt2":
-        encoding = _byte_level(keys, tokens, types, config.get("bos_token"))
+        adds_bos = keys.flag("add_bos_token", default=keys.text("pre") != "gpt-2")
+        encoding = _byte_level(keys, tokens, types, config.get("bos_token") if adds_bos else None)
     elif kind == "llama":
-        encoding = _pieces(keys, tokens, types, config.get("bos_token"))
+        adds_bos = keys.flag("add_bos_token", default=True)
+        encoding = _pieces(keys, tokens, types, config.get("bos_token") if adds_bos else None)
     else:
         hint = "only the vocabularies of Llama models are read"
         raise FormatError(path, f"{_PREFIX}model", "gpt2 or llama", kind, hint)
@@ -49,8 +53,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], path: object) -> Tokenizer:
     return Tokenizer(encoding, config, path, chat_template=template)
 
 
-def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The keys with which llama.cpp gives the same ids. Errors: UsageError: it has no word for this vocabulary."""
+def gguf_metadata(tokenizer: Tokenizer, rows: int | None = None) -> dict[str, Any]:
+    """The keys with which llama.cpp gives the same ids.
+
+    Args:   rows: of the embedding; llama.cpp wants a token for each, so that the list is filled up with unused ones.
+    Errors: UsageError: it has no word for this vocabulary.
+    """
     encoding = tokenizer.encoding
     if encoding.kind == "pieces":
         pieces = encoding.pieces if isinstance(encoding, PieceEncoding) else _pieces_of_json(encoding)
@@ -58,9 +66,14 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     else:
         keys = _byte_level_keys(encoding)
     ids = {key: tokenizer.named_id(role) for key, role in _ROLES.items()}
-    ids["eot"] = tokenizer.specials.get(_TURN_END)
+    ids |= {key: tokenizer.specials.get(name) for key, name in _ENDS.items()}
     keys |= {f"{key}_token_id": index for key, index in ids.items() if index is not None}
-    keys["add_bos_token"] = tokenizer.bos_id is not None
+    keys["add_bos_token"] = encoding.adds_bos
+    unused = range(max(0, (rows or 0) - tokenizer.vocab_size))
+    keys["tokens"] += [f"[PAD{number}]" for number in unused]
+    keys["token_type"] += [UNUSED for _ in unused]
+    if "scores" in keys:
+        keys["scores"] += [0.0 for _ in unused]
     template = {} if tokenizer.chat_template is None else {_TEMPLATE: tokenizer.chat_template}
     return {f"{_PREFIX}{key}": value for key, value in keys.items()} | template
 
@@ -119,21 +132,22 @@ def _byte_level(keys: _Keys, tokens: list[str], types: list[int], bos: str | Non
     if len(set(tokens)) != len(tokens):
         raise FormatError(keys.path, f"{_PREFIX}tokens", "each token once", "one twice")
     kinds = list(zip(tokens, types, strict=True))
-    specials = {token: index for index, (token, kind) in enumerate(kinds) if kind != NORMAL}
+    specials = {token: index for index, (token, kind) in enumerate(kinds) if kind not in (NORMAL, USER_DEFINED)}
+    added = {token: index for index, (token, kind) in enumerate(kinds) if kind == USER_DEFINED}
     vocab = {token: index for index, (token, kind) in enumerate(kinds) if kind == NORMAL}
     strange = next((token for token in vocab if not set(token) <= _BYTE_CHARACTERS), None)
     if strange is not None:
         raise FormatError(keys.path, f"{_PREFIX}tokens", "names in byte characters", repr(strange)[:80])
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in keys.texts("merges"))]
-    text = byte_level_json(vocab, merges, specials, bos if bos in specials else None, split=_SPLITS[pre])
+    text = byte_level_json(vocab, merges, specials, bos if bos in specials else None, split=_SPLITS[pre], added=added)
     return JsonEncoding(text, keys.path)
 
 
 def _pieces(keys: _Keys, tokens: list[str], types: list[int], bos: str | None) -> PieceEncoding:
     scores = keys.numbers("scores")
-    if len(scores) != len(tokens):
+    if len(scores) < len(tokens):
         raise FormatError(keys.path, f"{_PREFIX}scores", f"{len(tokens)} scores", len(scores))
-    pieces = [Piece(*each) for each in zip(tokens, scores, types, strict=True)]
+    pieces = [Piece(*each) for each in zip(tokens, scores, types, strict=False)]
     is_prefixed = keys.flag("add_space_prefix", default=True)
     return PieceEncoding(pieces, keys.path, is_prefixed=is_prefixed, bos=bos)
 
@@ -158,11 +172,13 @@ def _byte_level_keys(encoding: Encoding) -> dict[str, Any]:
             "GGUF cannot say how this tokenizer splits a text", "only Llama 3's and GPT-2's patterns can be written"
         )
     special = {index: name for name, index in encoding.specials.items()}
+    added = {index: name for name, index in encoding.added.items()}
+    kinds = {**dict.fromkeys(special, CONTROL), **dict.fromkeys(added, USER_DEFINED)}
     return {
         "model": "gpt2",
         "pre": {"llama3": "llama-bpe", "gpt2": "gpt-2"}[split],
-        "tokens": [special.get(index) or name_of(part) for index, part in enumerate(encoding.table)],
-        "token_type": [CONTROL if index in special else NORMAL for index in range(len(encoding.table))],
+        "tokens": [(special | added).get(index) or name_of(part) for index, part in enumerate(encoding.table)],
+        "token_type": [kinds.get(index, NORMAL) for index in range(len(encoding.table))],
         "merges": [f"{left} {right}" for left, right in merges],
     }
 
@@ -175,6 +191,10 @@ def _pieces_of_json(encoding: Encoding) -> list[Piece]:
     for left, right in encoding.merges:
         score.setdefault(left + right, -float(len(score)))
     specials, last = set(encoding.specials.values()), -float(len(score))
+    if encoding.added:
+        raise UsageError(
+            f"GGUF cannot say the added token {next(iter(encoding.added))!r} beside pieces", "convert to hf instead"
+        )
     pieces = []
     for index, name in enumerate(encoding.names):
         is_byte = len(name) == 6 and name.startswith("<0x") and index not in specials

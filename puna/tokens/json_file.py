@@ -30,6 +30,8 @@ class JsonEncoding:
     """What a tokenizer.json says.
 
     Attributes: names: of every id, as the file spells them. merges: in order, as names. split: None for neither pattern.
+                added: tokens that stand as they are wherever they occur, and are not special.
+                adds_bos: whether other programs put a special token before a text that they encode.
     """
 
     def __init__(self, json_text: str, path: object) -> None:
@@ -42,6 +44,8 @@ class JsonEncoding:
         self.table = _byte_table(spec, path) if self.kind == "byte_level" else _piece_table(spec, path)
         added = spec["added_tokens"]
         self.specials: Mapping[str, int] = {token["content"]: token["id"] for token in added if token["special"]}
+        self.added: Mapping[str, int] = {token["content"]: token["id"] for token in added if not token["special"]}
+        self.adds_bos = _adds_special_first(spec)
         self.names = _names(spec)
         self.unknown: str | None = spec["model"]["unk_token"]
         self.merges = [(left, right) for left, right in spec["model"]["merges"]]
@@ -168,6 +172,12 @@ def _table(spec: dict[str, Any], parts: Mapping[str, bytes], path: object) -> tu
     if table.keys() != set(range(count)):
         raise FormatError(path, "model.vocab", f"the ids 0 to {count - 1}, each once", "holes or repeats")
     return tuple(table[index] for index in range(count))
+
+
+def _adds_special_first(spec: dict[str, Any]) -> bool:
+    steps = spec["post_processor"] or {}
+    templates = [step.get("single") for step in steps.get("processors", [steps])]
+    return any(template and "SpecialToken" in template[0] for template in templates)
 
 
 def _adds_a_blank(spec: dict[str, Any]) -> bool:

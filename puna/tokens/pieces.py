@@ -20,7 +20,7 @@ from puna.errors import FormatError
 from puna.tokens.byte_level import begin_with, special_entry
 from puna.tokens.json_file import BLANK
 
-__all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "USER_DEFINED", "Piece", "PieceEncoding"]
+__all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Piece", "PieceEncoding"]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _TYPES = {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE}
@@ -49,6 +49,7 @@ class PieceEncoding:
     ) -> None:
         """Errors: FormatError: a piece twice, of another type, without a finite score; no byte pieces; no unknown piece."""
         self.pieces, self.is_prefixed, self._bos = tuple(pieces), is_prefixed, bos
+        self.adds_bos = bos is not None
         _check(self.pieces, path)
         self._byte_ids = _byte_ids(self.pieces, path)
         self.unknown = next(piece.text for piece in pieces if piece.type == UNKNOWN)
@@ -70,6 +71,11 @@ class PieceEncoding:
         names = sorted(self.specials, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, names))})")
         self._known: dict[str, list[int]] = {}
+
+    @property
+    def has_user_defined(self) -> bool:
+        """Whether some pieces stand as they are wherever they occur: a tokenizer.json puts blanks around these."""
+        return self._frozen is not None
 
     def encode(self, text: str) -> list[int]:
         """The ids of ordinary text."""

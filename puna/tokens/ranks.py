@@ -8,6 +8,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Literal
 
 import tiktoken
@@ -27,6 +28,8 @@ class RankEncoding:
 
     kind: Literal["byte_level"] = "byte_level"
     is_prefixed = False
+    adds_bos = True
+    added: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, tokens: Sequence[bytes], names: Sequence[str], path: object) -> None:
         """Args: tokens: in the order of their ranks. names: of the special tokens that follow."""

@@ -121,7 +121,11 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json, the chat template, and tokenizer.model."""
         template = {} if self.chat_template is None else {"chat_template": self.chat_template}
-        write_text(folder / JSON_FILE, self.encoding.json_text())
+        if isinstance(self.encoding, PieceEncoding) and self.encoding.has_user_defined:
+            if self._model_file is None:
+                raise UsageError("a tokenizer.json cannot say pieces that users defined", "convert to gguf")
+        else:
+            write_text(folder / JSON_FILE, self.encoding.json_text())
         write_json(folder / CONFIG_FILE, {**self._config, **template})
         names = {role: self._config[role] for role in _ROLES if self._config.get(role) is not None}
         write_json(folder / "special_tokens_map.json", names)
@@ -130,11 +134,26 @@ class Tokenizer:
         if self._model_file is not None:
             write_bytes(folder / MODEL_FILE, self._model_file)
 
-    def save_model_file(self, path: Path) -> None:
-        """Write a tokenizer.model, as Meta's folders have it. Errors: UsageError: the vocabulary is of no such kind."""
-        if self._model_file is not None:
-            write_bytes(path, self._model_file)
-            return
+    def save_model_file(self, path: Path, *, is_31: bool = False) -> None:
+        """Write a tokenizer.model, as Meta's folders have it. Args: is_31: the folder's model is a Llama 3.1 or later.
+
+        Errors: UsageError: the vocabulary is of no such kind, or what is read back would be another one.
+        """
+        data = self._rank_lines() if self._model_file is None else self._model_file
+        if data[:1] == b"\x0a":
+            again: Encoding = _from_sentencepiece(data, path, {}, None).encoding
+        else:
+            tokens = parse_ranks(data, path)
+            is_ours = len(tokens) + len(SPECIALS) == self.vocab_size
+            again = RankEncoding(tokens, SPECIALS if is_ours else llama3_names(is_31=is_31), path)
+        if (again.table, again.specials) != (self.encoding.table, self.specials):
+            raise UsageError(
+                "a tokenizer.model cannot say all tokens of this tokenizer: some were added, or special ones renamed",
+                "convert to hf or gguf",
+            )
+        write_bytes(path, data)
+
+    def _rank_lines(self) -> bytes:
         specials = range(self.vocab_size - len(self.specials), self.vocab_size)
         is_ranked = isinstance(self.encoding, RankEncoding) or (
             isinstance(self.encoding, JsonEncoding) and self.encoding.is_ranked
@@ -144,7 +163,7 @@ class Tokenizer:
                 "this tokenizer cannot be written as a tokenizer.model",
                 "put the tokenizer.model that it came from beside tokenizer.json, or convert to hf or gguf",
             )
-        write_bytes(path, rank_lines(self.encoding.table[: specials.start]))
+        return rank_lines(self.encoding.table[: specials.start])
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < self.vocab_size:
@@ -174,9 +193,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         config, template, model_file = _beside(file)
         return tokenizer_from_json(_text(file), config, file, chat_template=template, model_file=model_file)
     data = _bounded(file)
-    if data[:1] == b"\x0a":  # the tag of a protobuf's first piece; base64 never begins with a line's end
-        return _from_sentencepiece(data, file)
-    return _from_ranks(data, file)
+    config, template, _ = _beside(file)
+    is_sentencepiece = data[:1] == b"\x0a"  # the tag of a protobuf's first piece; base64 never begins with a line's end
+    read = _from_sentencepiece if is_sentencepiece else _from_ranks
+    return read(data, file, config, template)
 
 
 def tokenizer_from_json(
@@ -207,23 +227,24 @@ def _beside(file: Path) -> tuple[dict[str, Any], str | None, bytes | None]:
 def _template(value: object, path: Path) -> str | None:
     """chat_template: a text, or a list of {name, template} of which the one named default is meant."""
     if isinstance(value, list):
-        by_name = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        named = [item for item in value if isinstance(item, dict) and isinstance(item.get("name"), str)]
+        by_name = {item["name"]: item.get("template") for item in named}
         value = by_name.get("default", next(iter(by_name.values()), None))
     if value is not None and not isinstance(value, str):
         raise FormatError(path, "chat_template", "a text, or a list of {name, template}", type(value).__name__)
     return value
 
 
-def _from_sentencepiece(data: bytes, file: Path) -> Tokenizer:
+def _from_sentencepiece(data: bytes, file: Path, beside: Mapping[str, Any], template: str | None) -> Tokenizer:
     model = parse_sentencepiece(data, file)
     roles = {"bos_token": model.bos_id, "eos_token": model.eos_id, "pad_token": model.pad_id}
     names = {role: model.pieces[index].text for role, index in roles.items() if index is not None}
     encoding = PieceEncoding(model.pieces, file, is_prefixed=model.is_prefixed, bos=names.get("bos_token"))
-    config = {**PLAIN_CONFIG, **names, "unk_token": encoding.unknown}
-    return Tokenizer(encoding, config, file, model_file=data)
+    config = {**PLAIN_CONFIG, **names, "unk_token": encoding.unknown, **beside}
+    return Tokenizer(encoding, config, file, chat_template=template, model_file=data)
 
 
-def _from_ranks(data: bytes, file: Path) -> Tokenizer:
+def _from_ranks(data: bytes, file: Path, beside: Mapping[str, Any], template: str | None) -> Tokenizer:
     """Meta's params.json beside the file says how many special tokens follow, and by their generation which."""
     tokens = parse_ranks(data, file)
     params_file = file.with_name("params.json")
@@ -233,8 +254,8 @@ def _from_ranks(data: bytes, file: Path) -> Tokenizer:
     names = llama3_names(is_31=params.get("use_scaled_rope") is True)
     if type(size) is int and size == len(tokens) + len(SPECIALS):
         names = SPECIALS
-    config = {**PLAIN_CONFIG, "bos_token": BOS, "eos_token": EOS}
-    return Tokenizer(RankEncoding(tokens, names, file), config, file)
+    config = {**PLAIN_CONFIG, "bos_token": BOS, "eos_token": EOS, **beside}
+    return Tokenizer(RankEncoding(tokens, names, file), config, file, chat_template=template)
 
 
 def _text(file: Path) -> str:

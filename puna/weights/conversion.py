@@ -17,6 +17,7 @@ from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.dense import DenseTensors
 from puna.weights.export import TABLES, Export, Output, write_gguf_file, write_hf_folder, write_meta_folder
 from puna.weights.gguf import BLOCK_TYPES
+from puna.weights.meta import meta_unsaid
 from puna.weights.names import name_in
 from puna.weights.tensor_header import BLOCKS
 
@@ -24,6 +25,7 @@ __all__ = ["DTYPE_CHOICES", "Converted", "Target", "convert_checkpoint"]
 
 Target = Literal["hf", "gguf", "meta"]
 DTYPE_CHOICES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+_ID_KEYS = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
 _WRITERS = {"hf": write_hf_folder, "meta": write_meta_folder, "gguf": write_gguf_file}
 
 
@@ -67,7 +69,7 @@ def convert_checkpoint(
         )
     export = Export(header=header, dense=dense, outputs=tuple(outputs), tokenizer=tokenizer, generation=generation)
     _WRITERS[to](export, target)
-    return Converted(bytes=size, tensors=len(outputs), notices=tuple(_notices(export)))
+    return Converted(bytes=size, tensors=len(outputs), notices=(*_lost(export, to), *_notices(export)))
 
 
 def _choose(to: Target, path: str, shape: tuple[int, ...], dense: DenseTensors, dtype: str | None) -> str:
@@ -86,6 +88,18 @@ def _choose(to: Target, path: str, shape: tuple[int, ...], dense: DenseTensors, 
     if wanted == "Q4_0" and path in TABLES:
         wanted = "Q8_0"
     return "F16" if shape[-1] % BLOCK_TYPES[wanted].elements else wanted
+
+
+def _lost(export: Export, to: Target) -> Iterator[str]:
+    """What the format has no place for, beside what it is refused for."""
+    if to == "meta":
+        for unsaid in meta_unsaid(export.header.config):
+            yield f"Meta's format does not store {unsaid}"
+        if export.tokenizer is not None and export.tokenizer.chat_template is not None:
+            yield "Meta's format has no chat template: it was left out"
+    if to != "hf" and export.generation is not None and export.generation.keys() - _ID_KEYS:
+        lost = ", ".join(sorted(export.generation.keys() - _ID_KEYS))
+        yield f"{to} does not store settings of generation: {lost} were left out"
 
 
 def _notices(export: Export) -> Iterator[str]:

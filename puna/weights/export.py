@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from puna.arch.rope_scaling import Llama3Scaling
 from puna.files import staged_file, staged_folder, write_json
 from puna.model.block_quantization import quantize_blocks
 from puna.tokens.gguf_vocabulary import gguf_metadata
@@ -94,7 +95,8 @@ def write_meta_folder(export: Export, target: Path) -> None:
     params = meta_params(export.header.config)
     with staged_folder(target) as staged:
         if export.tokenizer is not None:
-            export.tokenizer.save_model_file(staged / "tokenizer.model")
+            is_31 = isinstance(export.header.config.rope_scaling, Llama3Scaling)
+            export.tokenizer.save_model_file(staged / "tokenizer.model", is_31=is_31)
         write_json(staged / PARAMS_FILE, params)
         specs = [output.spec for output in export.outputs]
         write_pth(staged / "consolidated.00.pth", specs, _encoded(export, target))
@@ -102,11 +104,11 @@ def write_meta_folder(export: Export, target: Path) -> None:
 
 def write_gguf_file(export: Export, target: Path) -> None:
     """A GGUF file that llama.cpp loads. Errors: UsageError: a model or a tokenizer that the format cannot say."""
-    config, tokenizer = export.header.config, export.tokenizer
+    config = export.header.config
     matrices = [output.dtype for output in export.outputs if len(output.shape) > 1 and output.path not in TABLES]
     file_type = BLOCK_TYPES[max(sorted(set(matrices)), key=matrices.count)].file_type
     metadata = gguf_metadata_of(config, name=target.stem, file_type=file_type)
-    metadata |= {"tokenizer.ggml.model": "no_vocab"} if tokenizer is None else gguf_metadata(tokenizer)
+    metadata |= _vocabulary(export)
     specs, chunks = [output.spec for output in export.outputs], _encoded(export, target)
     divisors = rope_divisors(config)
     if divisors is not None:
@@ -114,6 +116,16 @@ def write_gguf_file(export: Export, target: Path) -> None:
         chunks = itertools.chain([memoryview(struct.pack(f"<{len(divisors)}f", *divisors))], chunks)
     with staged_file(target) as staged:
         write_gguf(staged, metadata, specs, chunks)
+
+
+def _vocabulary(export: Export) -> dict[str, Any]:
+    """The tokenizer's keys; where it names no BOS or EOS, config.json's own."""
+    stored = export.header.stored
+    known = {"bos": stored.bos_id, "eos": next(iter(stored.eos_ids), None)}
+    keys = {f"tokenizer.ggml.{role}_token_id": index for role, index in known.items() if index is not None}
+    if export.tokenizer is None:
+        return {"tokenizer.ggml.model": "no_vocab", **keys}
+    return keys | gguf_metadata(export.tokenizer, stored.model.vocab_size)
 
 
 def _encoded(export: Export, target: Path) -> Iterator[memoryview]:

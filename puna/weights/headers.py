@@ -1,5 +1,6 @@
 """What stands at a path, without torch: a Hugging Face or Meta folder, a run, a GGUF file, or a configuration alone."""
 
+import re
 from pathlib import Path
 
 from puna.arch.config import ModelConfig
@@ -14,6 +15,8 @@ from puna.weights.meta_folder import read_meta_folder
 from puna.weights.strict_json import read_object
 
 __all__ = ["find_checkpoint", "read_config", "read_header"]
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def read_config(path: Path, meta: MetaSettings | None = None) -> ModelConfig:
@@ -65,6 +68,13 @@ def _is_meta(path: Path) -> bool:
 
 
 def _refuse_what_is_there(path: Path) -> None:
+    if not path.exists():
+        hint = f"hf download {path} --local-dir {path.name}" if _HUB_NAME.fullmatch(str(path)) else "check the path"
+        raise FormatError(path, "format", "a checkpoint", "no such file or folder", hint)
+    if (path / "adapter_config.json").is_file() or (path / "adapter" / "adapter_config.json").is_file():
+        raise FormatError(path, "format", "a model", "an adapter", "name its base, and this one with --adapter")
+    if path.suffix == ".safetensors":
+        raise FormatError(path, "format", "a checkpoint's folder", "a file of it", f"name {path.parent}")
     files = sorted(path.glob("*.gguf")) if path.is_dir() else []
     if files:
         raise FormatError(path, "format", "a checkpoint's folder or file", "a folder of GGUF files", f"name {files[0]}")

@@ -9,7 +9,7 @@ Format: docs/formats.md 3; source: the public llama and llama-models code.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ from puna.weights.names import ExpectedTensor
 from puna.weights.strict_json import JsonObject
 from puna.weights.tensor_header import TensorHeader
 
-__all__ = ["PARAMS_FILE", "MetaSettings", "consolidated_files", "join_axis", "meta_config", "meta_params"]
+__all__ = [
+    "PARAMS_FILE",
+    "MetaSettings",
+    "consolidated_files",
+    "join_axis",
+    "meta_config",
+    "meta_params",
+    "meta_unsaid",
+]
 
 PARAMS_FILE = "params.json"
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
@@ -32,7 +40,7 @@ _KNOWN = {
 _SHARED_BY_ROWS = ("wq", "wk", "wv", "w1", "w3", "output")  # split along the first axis; wo and w2 along the second
 _SHARED_BY_COLUMNS = ("wo", "w2")
 _FACTOR_32 = {(2048, 16), (3072, 28)}  # (dim, n_layers) of Llama 3.2 1B and 3B, as Hugging Face's converter has it
-_LONG_CONTEXT, _LLAMA_3_CONTEXT = 131_072, 8192
+_LONG_CONTEXT, _LLAMA_3_CONTEXT, _LLAMA_3_THETA = 131_072, 8192, 500_000.0
 _FFN_RULES = ((None, 256), (1.3, 4096), (1.3, 1024), (1.2, 4096), (1.5, 256), (1.0, 256))  # of the released models
 
 
@@ -42,6 +50,15 @@ class MetaSettings:
 
     meta_max_seq_len: int | None = None
     meta_rope_factor: float | None = None
+
+    def check_used(self, kind: str) -> None:
+        """Errors: UsageError naming a setting that a checkpoint of another format has no use for."""
+        for item in fields(self):
+            if kind != "meta" and getattr(self, item.name) is not None:
+                raise UsageError(
+                    f"weights.{item.name}: expected a Meta folder, got a checkpoint of format {kind}",
+                    "leave the setting out: this checkpoint says it itself",
+                )
 
 
 def consolidated_files(folder: Path) -> list[str]:
@@ -116,6 +133,24 @@ def meta_params(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def meta_unsaid(config: ModelConfig) -> list[str]:
+    """What a reader of a model's Meta folder must say himself, since the format stores it nowhere and the default is another."""
+    is_scaled = isinstance(config.rope_scaling, Llama3Scaling)
+    context = _LONG_CONTEXT if is_scaled else _LLAMA_3_CONTEXT if config.rope_theta == _LLAMA_3_THETA else None
+    unsaid = []
+    if config.max_seq_len != context:
+        unsaid.append(f"the context: --set weights.meta_max_seq_len={config.max_seq_len} reads it back")
+    if isinstance(config.rope_scaling, Llama3Scaling) and config.rope_scaling.factor != _factor(
+        (config.dim, config.n_layers)
+    ):
+        unsaid.append(f"RoPE's factor: --set weights.meta_rope_factor={config.rope_scaling.factor:g} reads it back")
+    return unsaid
+
+
+def _factor(shape: tuple[int, int]) -> float:
+    return 32.0 if shape in _FACTOR_32 else 8.0
+
+
 def join_axis(folder: Path, expected: ExpectedTensor, pieces: Sequence[TensorHeader]) -> int | None:
     """The axis along which the shards of a tensor join; None: each shard holds the whole of it.
 
@@ -183,8 +218,8 @@ def _rope_scaling(record: JsonObject, settings: MetaSettings) -> tuple[RopeScali
         return NoScaling(), ()
     if settings.meta_rope_factor is not None:
         return Llama3Scaling(factor=settings.meta_rope_factor), ()
-    shape = (record.integer("dim"), record.integer("n_layers"))
-    factor, like = (32.0, "Llama 3.2") if shape in _FACTOR_32 else (8.0, "Llama 3.1")
+    factor = _factor((record.integer("dim"), record.integer("n_layers")))
+    like = "Llama 3.1" if factor == _factor((0, 0)) else "Llama 3.2"
     notice = (
         f"{record.path}: RoPE's factor is not stored; {factor:g} taken, as in {like} "
         "(--set weights.meta_rope_factor=N says otherwise)"
@@ -197,7 +232,7 @@ def _max_seq_len(record: JsonObject, settings: MetaSettings) -> int:
         return settings.meta_max_seq_len
     if record.flag("use_scaled_rope", default=False):
         return _LONG_CONTEXT
-    if record.number("rope_theta", 10_000.0) == 500_000.0:
+    if record.number("rope_theta", 10_000.0) == _LLAMA_3_THETA:
         return _LLAMA_3_CONTEXT
     raise FormatError(
         record.path, "context", "a length, which Meta's format does not store", "rope_theta of Llama 1 or 2",

@@ -24,7 +24,7 @@ def read_meta_folder(folder: Path, settings: MetaSettings) -> CheckpointHeader:
     """The checkpoint in a folder with params.json: every shard holds its part of every tensor. Errors: FormatError."""
     record, names = read_object(file_inside(folder, PARAMS_FILE)), consolidated_files(folder)
     shards = read_pth_headers([file_inside(folder, name) for name in names])
-    tensors = tuple(tensor for shard in shards for tensor in shard if tensor.name != "rope.freqs")
+    tensors = tuple(tensor for shard in shards for tensor in shard if not tensor.name.endswith("rope.freqs"))
     stored = meta_config(record, tensors, settings, is_tied=_same_bytes(folder, tensors))
     by_name: dict[str, list[TensorHeader]] = {}
     for tensor in tensors:

@@ -111,7 +111,9 @@ def assert_whole() -> Callable[[Path], None]:
     """Every file under a run that is there loads."""
 
     def check(out: Path) -> None:
-        staged = [path for path in out.rglob("*") if ".tmp-" in str(path.relative_to(out)) or path.suffix == ".old"]
+        staged = [
+            path for path in out.rglob("*") if ".tmp-" in str(path.relative_to(out)) or path.suffix == ".puna-old"
+        ]
         assert not staged
         for manifest in out.rglob(MANIFEST):
             verify_folder(manifest.parent)

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import puna
 from puna.adaptation.targets import adapter_of, attach, named_loras
+from puna.arch.rope_scaling import Llama3Scaling
 from puna.errors import CheckpointMismatch, FormatError, UsageError
 from puna.jobs.convert import convert
 from puna.jobs.load import load
@@ -17,6 +18,7 @@ from puna.model.linears.lora import LoraSettings
 from puna.tokens.learning import learn_tokenizer
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder
+from puna.weights.gguf import read_gguf
 from puna.weights.loading import weights_sha256
 from puna.weights.meta import MetaSettings
 from puna.weights.pth_worker import list_tensors
@@ -61,7 +63,7 @@ def test_everything_comes_along(run, tmp_path, tokenizer, to):
     assert loaded.tokenizer.encode(TEXT, bos=True) == tokenizer.encode(TEXT, bos=True)
     assert loaded.tokenizer.specials.keys() >= tokenizer.specials.keys()
     assert loaded.eos_ids[0] == tokenizer.eos_ids[0]
-    assert result.tensors == len(show(result.path, META).tensors)
+    assert result.tensors == len(show(result.path, META if to == "meta" else None).tensors)
     if to != "meta":
         assert loaded.tokenizer.chat_template == TEMPLATE
     if to == "hf":
@@ -127,7 +129,10 @@ def test_a_model_without_tokenizer_is_converted_and_that_is_said(tiny, tmp_path)
     [
         ("gguf", "out", "ends in .gguf"),
         ("gguf", "run", "ends in .gguf"),
-        ("hf", "run/model", "source itself"),
+        ("hf", "run/model", "is the source"),
+        ("hf", "run/model/sub", "lies in it"),
+        ("hf", "run", "holds it"),
+        ("gguf", "run/model/x.gguf", "lies in it"),
         ("hf", "things", "something else"),
         ("meta", "things", "something else"),
     ],
@@ -164,3 +169,50 @@ def test_an_unknown_type_is_answered_with_the_nearest(run, tmp_path):
     with pytest.raises(UsageError, match="unknown dtype") as caught:
         convert(run, tmp_path / "x", "hf", dtype="b16")
     assert "bf16" in caught.value.hint
+
+
+def test_what_a_user_put_beside_or_into_a_target_is_never_lost(run, tmp_path):
+    convert(run, tmp_path / "out", "hf")
+    (tmp_path / "out.old").mkdir()
+    (tmp_path / "out.old" / "letter.txt").write_text("dear")
+    convert(run, tmp_path / "out", "hf")
+    assert (tmp_path / "out.old" / "letter.txt").read_text() == "dear"
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "MANIFEST.json").write_text("{}")
+    (tmp_path / "out" / "letter.txt").write_text("dear")
+    for name in ("web", "out"):
+        with pytest.raises(UsageError, match="something else"):
+            convert(run, tmp_path / name, "hf")
+    with pytest.raises(UsageError, match="with a name"):
+        convert(run, ".", "hf")
+
+
+def test_an_embedding_of_more_rows_than_tokens_is_filled_up_for_llama_cpp(build_llama, tokenizer, tmp_path):
+    save_folder(build_llama(vocab_size=310), tmp_path / "padded", tokenizer)
+    convert(tmp_path / "padded", tmp_path / "padded.gguf", "gguf")
+    metadata = read_gguf(tmp_path / "padded.gguf").metadata
+    assert len(metadata["tokenizer.ggml.tokens"]) == len(metadata["tokenizer.ggml.token_type"]) == 310
+    assert load(tmp_path / "padded.gguf").tokenizer.vocab_size == 300
+    assert verify(tmp_path / "padded", tmp_path / "padded.gguf", tolerance=0.0).agree
+
+
+def test_what_meta_does_not_store_is_said_with_the_way_to_read_it_back(build_llama, tokenizer, tmp_path):
+    scaling = Llama3Scaling(factor=16.0)
+    save_folder(build_llama(vocab_size=300, rope_scaling=scaling), tmp_path / "scaled", tokenizer)
+    notices = convert(tmp_path / "scaled", tmp_path / "meta", "meta").notices
+    assert any("--set weights.meta_max_seq_len=256" in notice for notice in notices)
+    assert any("--set weights.meta_rope_factor=16" in notice for notice in notices)
+    back = MetaSettings(meta_max_seq_len=256, meta_rope_factor=16.0)
+    assert show(tmp_path / "meta", back).config["rope_scaling"]["factor"] == 16.0
+
+
+def test_what_a_format_leaves_out_is_said(run, tmp_path):
+    notices = convert(run, tmp_path / "meta", "meta").notices
+    assert any("do_sample, temperature, top_p were left out" in notice for notice in notices)
+    assert any("no chat template" in notice for notice in notices)
+
+
+def test_settings_that_only_a_meta_folder_needs_are_refused_elsewhere(run, tmp_path):
+    for read in (show, lambda path, meta: convert(path, tmp_path / "x", "hf", meta=meta)):
+        with pytest.raises(UsageError, match="meta_max_seq_len"):
+            read(run / "model", META)

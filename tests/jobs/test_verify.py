@@ -72,13 +72,31 @@ def test_prompts_of_ones_own_are_read(models, tmp_path):
     assert result.greedy_tokens == 32
 
 
-def test_models_of_another_vocabulary_or_a_shorter_context_cannot_be_compared(models, build_llama, tmp_path):
+def test_models_of_another_vocabulary_cannot_be_compared_and_contexts_are_cut_to_the_shorter(
+    models, build_llama, tmp_path
+):
     save_folder(build_llama(), tmp_path / "other")
     with pytest.raises(UsageError, match="expected 300 ids"):
         verify(models("a"), tmp_path / "other")
-    with pytest.raises(UsageError, match="context"):
-        verify(models("a"), models("short", max_seq_len=40))
-    assert verify(models("short", max_seq_len=40), models("a")).agree
+    for pair in (("a", "short"), ("short", "a")):
+        result = verify(*(models(name, **({"max_seq_len": 40} if name == "short" else {})) for name in pair))
+        assert (result.agree, result.tokens) == (True, 8 * 8)
+        assert "only 64 positions" in result.notices[-1]
+
+
+def test_another_end_of_text_is_another_tokenizer(models):
+    folder = models("a")
+    other = models("b")
+    config = other / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("<|end_of_text|>", "<|eot_id|>"))
+    (other / "MANIFEST.json").unlink()
+    result = verify(folder, other)
+    assert (result.tokenizers_agree, result.agree) == (False, False)
+
+
+def test_the_seed_chooses_the_ids_where_there_is_no_tokenizer(models):
+    folder = models("bare", with_tokenizer=False)
+    assert verify(folder, folder, seed=0).largest_logit != verify(folder, folder, seed=1).largest_logit
 
 
 @pytest.mark.parametrize("tolerance", [-1e-4, float("nan"), float("inf")])

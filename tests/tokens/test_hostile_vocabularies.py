@@ -72,14 +72,15 @@ def files(learned, tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("vocabularies")
     learned.save(folder)
     learned.save_model_file(folder / "ranks.model")
-    (folder / "pieces.model").write_bytes(sentencepiece_model(pieces()))
+    (folder / "apart").mkdir()
+    (folder / "apart" / "pieces.model").write_bytes(sentencepiece_model(pieces()))
     byte_level = gguf_metadata(learned)
-    of_pieces = gguf_metadata(load_tokenizer(folder / "pieces.model"))
+    of_pieces = gguf_metadata(load_tokenizer(folder / "apart" / "pieces.model"))
     write_gguf(folder / "byte level.gguf", byte_level, [], [])
     write_gguf(folder / "pieces.gguf", of_pieces, [], [])
     (folder / "gpt2.json").write_text(gpt2_json())
     names = ("tokenizer.json", "gpt2.json", "ranks.model", "pieces.model", "byte level.gguf", "pieces.gguf")
-    return {name: (folder / name).read_bytes() for name in names}
+    return {name: next(folder.rglob(name)).read_bytes() for name in names}
 
 
 def read(path: Path):
