@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.errors import BadData, UsageError
-from puna.text import corpus
+from puna.text import reading
 from puna.text.corpus import Document, cut_documents, read_documents, split_documents
 
 
@@ -117,7 +117,7 @@ def test_a_bad_line_is_counted_with_its_place_and_the_good_ones_stay_exact(tmp_p
 
 
 def test_an_endless_line_is_one_bad_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "MAX_LINE_BYTES", 64)
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 64)
     write_lines(tmp_path / "x.jsonl", line_of("one"), line_of("x" * 300), line_of("three"))
     found = read_documents([tmp_path])
     assert texts_of(found.documents) == ["one", "three"]
