@@ -102,12 +102,12 @@ class DocumentStream:
             yield from _walk(root, self._exclude)
 
     def _read(self, path: Path) -> Iterator[Document]:
-        before = self.documents
+        before, are_lines = self.documents, holds_lines(path)
         try:
             if not path.is_file():
                 raise ValueError("not a file that can be read")
             for entry in read_entries(path):
-                self.lines += holds_lines(path)
+                self.lines += are_lines
                 if entry.fault is not None:
                     self._note_fault(entry)
                 elif self._is_new(entry.text):

@@ -1,7 +1,7 @@
 """One file as texts: a text file whole, each line of a .jsonl, each row of a .parquet; .gz and .zst are unpacked on the way.
 
 A line is an object with a `text`; a row has a column of that name. A line or row that gives no text is handed on with
-the reason, and the next one is read. At no time is more of a file in memory than one text of MAX_TEXT_BYTES.
+the reason, and the next one is read. At no time is more of a file in memory than one line or piece, or 64 rows.
 """
 
 import codecs
@@ -20,7 +20,7 @@ __all__ = ["Entry", "holds_lines", "read_entries"]
 
 MAX_RATIO = 1000  # deflate itself stops at 1032: only a bomb comes near
 MAX_LINE_BYTES = 16 << 20
-MAX_TEXT_BYTES = 16 << 20
+MAX_TEXT_BYTES = 4 << 20  # holds any book; its ids, as Python has them, take up to 40 times as much
 _PACKED = (".gz", ".zst")
 _ROWS_AT_ONCE = 64
 _BLOCK_BYTES = 1 << 20
@@ -141,8 +141,8 @@ def _parse_cell(scalar: Any) -> str:
 def _check_text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("expected a 'text' that is a string")
-    if len(value) > MAX_TEXT_BYTES:
-        raise ValueError(f"longer than {MAX_TEXT_BYTES} characters")
+    if len(value) > MAX_LINE_BYTES:
+        raise ValueError(f"longer than {MAX_LINE_BYTES} characters")
     value.encode("utf-8")  # half a surrogate pair is no text
     if not value.strip():
         raise ValueError("empty text")
