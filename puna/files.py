@@ -2,7 +2,8 @@
 
 A file is written beside its place, flushed, fsynced and renamed. A folder is filled under a `.tmp-<pid>` name; the last
 file written is MANIFEST.json with the size and SHA-256 of every other one; then the folder is renamed into place. A
-crash leaves the old state or the new one, never a mixture. Protocol: docs/reliability.md.
+crash leaves the old state or the new one, never a mixture. What takes long is filled under `.building`, outlives a kill
+and goes on there. Protocol: docs/reliability.md.
 """
 
 import errno
@@ -19,14 +20,18 @@ from typing import Any
 from puna.errors import CheckpointMismatch, DiskFull, FormatError, RunLocked
 
 __all__ = [
+    "JOURNAL",
     "MANIFEST",
     "REPLACED",
+    "AppendedFile",
     "LineLog",
+    "building_folder",
     "free_bytes",
     "is_sealed",
     "lock_folder",
     "read_json",
     "remove_folder",
+    "resumable_folder",
     "sha256_file",
     "staged_file",
     "staged_folder",
@@ -39,6 +44,7 @@ __all__ = [
 
 REPLACED = ".puna-old"  # what a new folder takes the place of, until it has
 MANIFEST = "MANIFEST.json"
+JOURNAL = "progress.json"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EFBIG}
 
 
@@ -108,6 +114,34 @@ def staged_folder(final: Path, record: Mapping[str, object] | None = None) -> It
             raise
 
 
+def building_folder(final: Path) -> Path:
+    """Where `resumable_folder` works on `final`."""
+    return final.with_name(f"{final.name}.building")
+
+
+@contextmanager
+def resumable_folder(final: Path) -> Iterator[tuple[Path, Path]]:
+    """Fill a folder that outlives a kill, alone; at the end it is sealed like a staged one and renamed to `final`.
+
+    Gives (where to fill, the journal beside it). The caller writes the journal when what it tells of is on the disk, and
+    on entering removes whatever the journal does not tell of. Before the first journal an error leaves nothing.
+    Errors: DiskFull, RunLocked.
+    """
+    work = building_folder(final)
+    staged, journal = work / "staged", work / JOURNAL
+    with lock_folder(work), _disk_errors(final.parent):
+        try:
+            staged.mkdir(exist_ok=True)
+            yield staged, journal
+            _seal(staged, {})
+            _move_into_place(staged, final)
+        except BaseException:
+            if not journal.exists():
+                remove_folder(work)
+            raise
+        remove_folder(work)
+
+
 def verify_folder(folder: Path) -> dict[str, Any]:
     """Check every file against the folder's manifest; return the manifest.
 
@@ -170,8 +204,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-class LineLog:
-    """An append-only file of JSON lines, cut back to `offset` bytes on opening so that a resumed run repeats no line."""
+class AppendedFile:
+    """An append-only file, cut back to `offset` bytes on opening so that a resumed run repeats nothing."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self._path = path
@@ -180,20 +214,19 @@ class LineLog:
             self._file = path.open("ab")
             self._file.truncate(min(offset, path.stat().st_size))
 
-    def append(self, event: Mapping[str, object]) -> None:
-        """Write one event as a line."""
+    def write(self, data: bytes) -> None:
+        """Write at the end; it may stay in a buffer until `sync` or `close`."""
         with _disk_errors(self._path):
-            self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            self._file.write(data)
 
     def cut_back(self, offset: int) -> None:
-        """Take back the lines behind `offset` bytes."""
+        """Take back what stands behind `offset` bytes."""
         with _disk_errors(self._path):
             self._file.flush()
             self._file.truncate(offset)
 
     def sync(self) -> int:
-        """Bring the lines to the disk; return the file's length in bytes."""
+        """Bring what was written to the disk; return the file's length in bytes."""
         with _disk_errors(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -201,7 +234,18 @@ class LineLog:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with _disk_errors(self._path):
+            self._file.close()
+
+
+class LineLog(AppendedFile):
+    """An append-only file of JSON lines."""
+
+    def append(self, event: Mapping[str, object]) -> None:
+        """Write one event as a line."""
+        with _disk_errors(self._path):
+            self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
 
 
 def sweep_stale(folder: Path) -> None:

@@ -19,10 +19,12 @@ from puna.errors import CheckpointMismatch, DiskFull, FormatError, RunLocked
 from puna.files import (
     MANIFEST,
     LineLog,
+    building_folder,
     free_bytes,
     lock_folder,
     read_json,
     remove_folder,
+    resumable_folder,
     sha256_file,
     staged_folder,
     sweep_stale,
@@ -157,6 +159,34 @@ def test_a_full_disk_at_any_step_is_a_disk_full_and_nothing_is_lost(
         verify_folder(final)
         assert stored(final) == OLD
         assert [path.name for path in final.parent.iterdir()] == ["model"]
+
+
+def fill_part(final: Path, has_journal: bool) -> None:
+    """Until the disk is full."""
+    with resumable_folder(final) as (staged, journal):
+        (staged / "part.bin").write_bytes(b"part")
+        if has_journal:
+            write_text(journal, "{}")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_folder_that_can_be_resumed_outlives_an_error_once_it_has_a_journal(final: Path) -> None:
+    save(final, OLD)
+    work = building_folder(final)
+    for has_journal in (False, True):
+        with pytest.raises(DiskFull):
+            fill_part(final, has_journal)
+        assert (work / "staged" / "part.bin").exists() is has_journal
+        assert work.exists() is has_journal
+        assert stored(final) == OLD
+    with resumable_folder(final) as (staged, journal):
+        assert (staged / "part.bin").read_bytes() == b"part"
+        assert journal.exists()
+        with pytest.raises(RunLocked):
+            fill_part(final, False)
+    verify_folder(final)
+    assert stored(final) == {"part.bin": b"part"}
+    assert [path.name for path in final.parent.iterdir()] == ["model"]
 
 
 def test_another_operating_system_error_is_not_called_a_full_disk(final: Path) -> None:

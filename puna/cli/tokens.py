@@ -69,22 +69,25 @@ def decode(*ids: int, tokenizer: Path, json: Json = False) -> None:
 
 
 @app.command(usage="Usage: puna tokens build FILE... --tokenizer PATH --out DIR")
-def build(*files: Files, tokenizer: Path, out: Path, json: Json = False) -> None:
-    """Documents -> token shards, ready for puna train --data.
+def build(*files: Files, tokenizer: Path, out: Path, anyway: bool = False, json: Json = False) -> None:
+    """Documents -> token shards, ready for puna train --data. After a kill the same command goes on where it was.
 
     Args:
-        files: text, source code, .jsonl with a text key, each also gzipped; folders recursively.
+        files: text, source code, .jsonl with a text key, .parquet with a text column; also .gz, .zst; folders recursively.
         tokenizer: a tokenizer's or a model's folder.
         out: the folder of token shards.
+        anyway: build even where more than 1 % of the lines are bad.
     """
     from puna.jobs.tokens import build as run
 
-    result = run(files, tokenizer, out)
+    result = run(files, tokenizer, out, anyway=anyway)
     if json:
         print_json(result)
         return
     print(f"{result.documents} documents, {result.tokens} tokens: {out}")
     if result.duplicates or result.bad_lines:
         say(f"{result.duplicates} duplicates dropped, {result.bad_lines} bad lines left out")
+    for place in result.bad_places:
+        say(f"bad line {place}")
     for line in result.skipped:
         say(f"skipped {line}")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.errors import UsageError
-from puna.files import staged_folder
+from puna.files import building_folder, staged_folder
 from puna.jobs.run_folder import check_replaceable
-from puna.text.corpus import read_documents
+from puna.text.corpus import DocumentStream, read_documents
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.shards import build_shards
 from puna.weights.vocabulary import read_tokenizer
@@ -36,12 +36,17 @@ class CodeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
-    """What `puna tokens build --json` prints; `skipped` says which files are no text, and why."""
+    """What `puna tokens build --json` prints; `skipped` says which files are no text, and why.
+
+    lines: those of .jsonl and rows of .parquet; bad_places: the first few of bad_lines, "file:line: why".
+    """
 
     documents: int
     duplicates: int
     tokens: int
+    lines: int
     bad_lines: int
+    bad_places: list[str]
     skipped: list[str]
     bytes_per_second: float
 
@@ -78,17 +83,24 @@ def decode(ids: Sequence[int], tokenizer: Path) -> CodeResult:
     return CodeResult(ids=list(ids), text=loaded.decode(ids))
 
 
-def build(files: Sequence[Path], tokenizer: Path, out: Path) -> BuildResult:
-    """Documents -> token shards in `out`, the tokenizer beside them. Errors: BadData, UsageError, DiskFull."""
+def build(files: Sequence[Path], tokenizer: Path, out: Path, *, anyway: bool = False) -> BuildResult:
+    """Documents -> token shards in `out`, the tokenizer beside them; after a kill the same call goes on where it was.
+
+    Args:    anyway: build even where more than 1 % of the lines are bad; they are left out.
+    Errors:  BadData, UsageError, DiskFull, RunLocked, MissingExtra.
+    """
     started = time.monotonic()
     check_replaceable(out)
-    corpus = read_documents(files)
-    shards = build_shards(corpus.documents, read_tokenizer(tokenizer), out)
+    ours = {out.absolute(), building_folder(out).absolute()}  # `out` may lie among the files
+    stream = DocumentStream(files, exclude=lambda path: path.absolute() in ours, is_strict=not anyway)
+    shards = build_shards(stream, read_tokenizer(tokenizer), out, inputs=stream.fingerprint())
     return BuildResult(
-        documents=len(corpus.documents),
-        duplicates=corpus.duplicates,
+        documents=stream.documents,
+        duplicates=stream.duplicates,
         tokens=len(shards),
-        bad_lines=corpus.bad_lines,
-        skipped=list(corpus.skipped),
+        lines=stream.lines,
+        bad_lines=stream.bad_lines,
+        bad_places=stream.bad_places,
+        skipped=stream.skipped,
         bytes_per_second=shards.bytes / (time.monotonic() - started),
     )

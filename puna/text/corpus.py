@@ -1,26 +1,23 @@
 """Documents from files: gathered in one order, exact duplicates dropped, split the same way every time.
 
-A document is one text file or one line of a .jsonl file ({"text": ...}); either may be gzipped. What is not UTF-8 text
-is skipped and said so: nothing is guessed and nothing disappears silently.
+A document is one text file, one line of a .jsonl or one row of a .parquet (reading.py). What gives no text is counted,
+with its place, or skipped and said so: nothing is guessed and nothing disappears silently.
 """
 
-import codecs
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
 
 from puna.errors import BadData, UsageError
+from puna.text.reading import Entry, holds_lines, read_entries
 
-__all__ = ["Corpus", "Document", "cut_documents", "read_documents", "split_documents"]
+__all__ = ["Corpus", "Document", "DocumentStream", "cut_documents", "read_documents", "split_documents"]
 
-MAX_RATIO = 1000  # deflate itself stops at 1032: only a bomb comes near
-MAX_LINE_BYTES = 16 << 20
 SHOWN_PLACES = 5
+MAX_BAD_SHARE = 0.01
+JUDGED_LINES = 10_000  # after so many the share of bad ones says something
+DIGEST_BYTES = 16  # two of 10**12 texts share one with a probability of 10**-15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,30 +43,130 @@ class Corpus:
     bad_places: tuple[str, ...]
 
 
-def read_documents(
-    paths: Sequence[Path], source: str = "text", *, exclude: Callable[[Path], bool] | None = None
-) -> Corpus:
-    """Read every text below `paths`: files as named, folders recursively in sorted order without hidden entries.
+class DocumentStream:
+    """The texts below some paths, one document in memory at a time; iterating again begins anew.
 
-    Args:    exclude: files and folders below the given ones to leave out.
-    Errors:  BadData where a path does not exist or nothing readable was found.
+    Files come as named, folders recursively in sorted order without hidden entries. Of each document a hash stays in
+    memory, by which later ones equal to it are dropped.
+
+    Attributes, each for what was read so far: documents, duplicates, lines (those of .jsonl and rows of .parquet that
+    are not blank), bad_lines of them, bad_places ("file:line: why" of the first few), skipped ("file: why").
     """
-    gathering = _Gathering(source)
-    for root in paths:
-        if not root.exists():
-            raise BadData(f"{root}: expected a text file or a folder of them, got nothing", "check the path")
-        for path in _walk(root, exclude):
-            gathering.read(path)
-    if not gathering.documents:
-        reasons = [*gathering.skipped, *gathering.bad_places]
-        raise BadData(
-            f"no readable text in {', '.join(map(str, paths)) or 'nothing'}"
-            f" ({len(gathering.skipped)} files skipped, {gathering.bad_lines} bad lines)",
-            f"expected UTF-8 text or .jsonl with a 'text' key; the first was {reasons[0]}"
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        source: str = "text",
+        *,
+        exclude: Callable[[Path], bool] | None = None,
+        is_strict: bool = False,
+    ) -> None:
+        """Args: exclude: files and folders below the paths to leave out. is_strict: more than 1 % bad lines are an error."""
+        self._paths, self._source, self._exclude, self._is_strict = paths, source, exclude, is_strict
+        self._forget()
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read everything.
+
+        Errors: BadData where a path does not exist, nothing readable was found, or too many lines are bad; MissingExtra.
+        """
+        self._forget()
+        for path in self._files():
+            yield from self._read(path)
+        self._judge()
+        if self.documents == 0:
+            raise self._nothing()
+
+    def fingerprint(self) -> str:
+        """A hash of the path, the size and the time of change of every file. Errors: BadData for a path that is none."""
+        digest = hashlib.sha256()
+        for path in self._files():
+            try:
+                status = path.stat()
+                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            except OSError:
+                digest.update(f"{path}\0\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def _forget(self) -> None:
+        self.documents = self.duplicates = self.lines = self.bad_lines = 0
+        self.bad_places: list[str] = []
+        self.skipped: list[str] = []
+        self._digests: set[bytes] = set()
+
+    def _files(self) -> Iterator[Path]:
+        for root in self._paths:
+            if not root.exists():
+                raise BadData(f"{root}: expected a text file or a folder of them, got nothing", "check the path")
+        for root in self._paths:
+            yield from _walk(root, self._exclude)
+
+    def _read(self, path: Path) -> Iterator[Document]:
+        before, are_lines = self.documents, holds_lines(path)
+        try:
+            if not path.is_file():
+                raise ValueError("not a file that can be read")
+            for entry in read_entries(path):
+                self.lines += are_lines
+                if entry.fault is not None:
+                    self._note_fault(entry)
+                elif self._is_new(entry.text):
+                    self.documents += 1
+                    yield Document(text=entry.text, source=self._source, name=entry.name)
+        except (OSError, EOFError, ValueError) as error:
+            rest = f"; {self.documents - before} documents before that were read" if self.documents > before else ""
+            self.skipped.append(f"{path}: {error}{rest}")
+
+    def _note_fault(self, entry: Entry) -> None:
+        self.bad_lines += 1
+        if len(self.bad_places) < SHOWN_PLACES:
+            self.bad_places.append(f"{entry.name}: {entry.fault}")
+        if self.lines >= JUDGED_LINES:
+            self._judge()
+
+    def _is_new(self, text: str) -> bool:
+        digest = hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
+        if digest in self._digests:
+            self.duplicates += 1
+            return False
+        self._digests.add(digest)
+        return True
+
+    def _judge(self) -> None:
+        if self._is_strict and self.bad_lines > MAX_BAD_SHARE * self.lines:
+            raise BadData(
+                f"{self.bad_lines:,} of {self.lines:,} lines are bad, more than {MAX_BAD_SHARE:.0%};"
+                f" the first is {self.bad_places[0]}",
+                "mend the input, or leave bad lines out with --anyway",
+            )
+
+    def _nothing(self) -> BadData:
+        reasons = [*self.skipped, *self.bad_places]
+        return BadData(
+            f"no readable text in {', '.join(map(str, self._paths)) or 'nothing'}"
+            f" ({len(self.skipped)} files skipped, {self.bad_lines} bad lines)",
+            f"expected UTF-8 text, or .jsonl or .parquet with a 'text'; the first was {reasons[0]}"
             if reasons
             else "name files or folders that hold UTF-8 text",
         )
-    return gathering.corpus()
+
+
+def read_documents(
+    paths: Sequence[Path], source: str = "text", *, exclude: Callable[[Path], bool] | None = None
+) -> Corpus:
+    """Read every text below `paths` into memory, as a DocumentStream gives them.
+
+    Args:    exclude: files and folders below the given ones to leave out.
+    Errors:  BadData where a path does not exist or nothing readable was found; MissingExtra.
+    """
+    stream = DocumentStream(paths, source, exclude=exclude)
+    return Corpus(
+        documents=tuple(stream),
+        duplicates=stream.duplicates,
+        skipped=tuple(stream.skipped),
+        bad_lines=stream.bad_lines,
+        bad_places=tuple(stream.bad_places),
+    )
 
 
 def split_documents(
@@ -128,66 +225,6 @@ def _cut_place(text: str, low: int, high: int) -> int:
     return high
 
 
-@dataclass(slots=True)
-class _Gathering:
-    source: str
-    documents: list[Document] = field(default_factory=list)
-    digests: set[bytes] = field(default_factory=set)
-    duplicates: int = 0
-    skipped: list[str] = field(default_factory=list)
-    bad_lines: int = 0
-    bad_places: list[str] = field(default_factory=list)
-
-    def read(self, path: Path) -> None:
-        """Take in one file, or note why not."""
-        try:
-            if not path.is_file():
-                raise ValueError("not a file that can be read")
-            if path.name.removesuffix(".gz").endswith(".jsonl"):
-                self._read_lines(path)
-            else:
-                self._add(_decode(b"".join(_pieces(path, lambda file: file.read(1 << 20)))), str(path))
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            self.skipped.append(f"{path}: {error}")
-
-    def corpus(self) -> Corpus:
-        """What was gathered, frozen."""
-        return Corpus(
-            documents=tuple(self.documents),
-            duplicates=self.duplicates,
-            skipped=tuple(self.skipped),
-            bad_lines=self.bad_lines,
-            bad_places=tuple(self.bad_places),
-        )
-
-    def _add(self, text: str, name: str) -> None:
-        digest = hashlib.sha256(text.encode()).digest()
-        if digest in self.digests:
-            self.duplicates += 1
-        else:
-            self.digests.add(digest)
-            self.documents.append(Document(text=text, source=self.source, name=name))
-
-    def _read_lines(self, path: Path) -> None:
-        number, inside = 0, False
-        for piece in _pieces(path, lambda file: file.readline(MAX_LINE_BYTES)):
-            goes_on = len(piece) == MAX_LINE_BYTES and not piece.endswith(b"\n")
-            if inside:
-                inside = goes_on
-                continue
-            number, inside = number + 1, goes_on
-            try:
-                if goes_on:
-                    raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
-                line = piece.removeprefix(codecs.BOM_UTF8) if number == 1 else piece
-                if line.strip():
-                    self._add(_parse_line(line), f"{path}:{number}")
-            except (ValueError, RecursionError) as error:
-                self.bad_lines += 1
-                if len(self.bad_places) < SHOWN_PLACES:
-                    self.bad_places.append(f"{path}:{number}: {error}")
-
-
 def _walk(path: Path, exclude: Callable[[Path], bool] | None) -> Iterator[Path]:
     try:
         children = sorted(path.iterdir()) if path.is_dir() else None
@@ -200,44 +237,3 @@ def _walk(path: Path, exclude: Callable[[Path], bool] | None) -> Iterator[Path]:
         is_linked_folder = child.is_symlink() and child.is_dir()  # may lead back up
         if not (child.name.startswith(".") or is_linked_folder or (exclude is not None and exclude(child))):
             yield from _walk(child, exclude)
-
-
-def _pieces(path: Path, take: Callable[[BinaryIO], bytes]) -> Iterator[bytes]:
-    """A file's bytes, unpacked, as `take` takes them. Errors: ValueError at a ratio only a bomb reaches."""
-    limit = MAX_RATIO * path.stat().st_size
-    with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
-        while piece := take(file):
-            if file.tell() > limit:
-                raise ValueError(f"unpacks to more than {MAX_RATIO} times its size")
-            yield piece
-
-
-def _decode(data: bytes) -> str:
-    if b"\0" in data:
-        raise ValueError("binary (holds NUL bytes)")
-    text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    if not text.strip():
-        raise ValueError("empty")
-    return text
-
-
-def _parse_line(line: bytes) -> str:
-    """The text of one JSON line. Errors: ValueError, RecursionError."""
-    value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    text = value.get("text") if isinstance(value, dict) else None
-    if not isinstance(text, str):
-        raise ValueError("expected an object whose 'text' is a string")
-    text.encode("utf-8")  # half a surrogate pair is no text
-    if not text.strip():
-        raise ValueError("empty text")
-    return text
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

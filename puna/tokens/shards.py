@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.errors import BadData, CheckpointMismatch, FormatError
-from puna.files import read_json, sha256_file, staged_folder, verify_folder, write_json
+from puna.files import read_json, resumable_folder, staged_folder, verify_folder, write_json
 from puna.text.corpus import Document
+from puna.tokens.shard_writer import ENDS, TOKENS, ShardWriter
 from puna.tokens.tokenizer import Tokenizer
 
 __all__ = ["Shards", "build_shards", "open_shards"]
 
 SCHEMA = 1
-TOKENS, ENDS, SIDECAR, TOKENIZER = "tokens.bin", "document_ends.bin", "shards.json", "tokenizer"
+SIDECAR, TOKENIZER = "shards.json", "tokenizer"
+SYNC_BYTES = 32 << 20  # of text: a few seconds of encoding are lost to a kill
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 _TYPES = {
     **dict.fromkeys(("count", "documents", "bytes", "vocab_size", "eos_id"), int),
@@ -61,45 +63,60 @@ class Shards:
         return first, replace(self, tokens=self.tokens[cut:], document_ends=self.document_ends[-held_out:] - cut)
 
 
-def build_shards(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path) -> Shards:
+def build_shards(
+    documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, *, inputs: str | None = None
+) -> Shards:
     """Encode documents one after the other into `folder`, which appears whole or not at all.
 
-    Errors: BadData without documents, or where the tokenizer has nothing to end one with; DiskFull.
+    Args:    inputs: a name of what `documents` is read from. With one, what is done stays in `<folder>.building` after a
+             kill or an error, and a build of the same inputs with the same tokenizer goes on there: the documents that
+             are done are read again, but not encoded, and the shards are the same to the byte.
+    Errors:  BadData without documents, or where the tokenizer has nothing to end one with; DiskFull; RunLocked.
     """
     if not tokenizer.eos_ids:
         raise BadData("the tokenizer names no end of text to put between documents", "set eos_token in its config")
-    eos_id = tokenizer.eos_ids[0]
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    ends: list[int] = []
-    sources: set[str] = set()
-    count = text_bytes = 0
-    with staged_folder(folder) as staged:
-        with (staged / TOKENS).open("wb") as file:
-            for document in documents:
-                ids = [*tokenizer.encode(document.text, bos=tokenizer.bos_id is not None), eos_id]
-                file.write(np.array(ids, dtype=DTYPES[dtype]).data)
-                count += len(ids)
-                ends.append(count)
-                sources.add(document.source)
-                text_bytes += len(document.text.encode())
-        if not ends:
-            raise BadData("no documents to encode", "check that the paths hold text")
-        (staged / ENDS).write_bytes(np.array(ends, dtype="<i8").tobytes())
-        sidecar = {
-            "schema": SCHEMA,
-            "dtype": dtype,
-            "count": count,
-            "eos_id": eos_id,
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer_sha256": tokenizer.sha256,
-            "sha256": sha256_file(staged / TOKENS),
-            "source": sorted(sources),
-            "documents": len(ends),
-            "bytes": text_bytes,
-        }
-        write_json(staged / SIDECAR, sidecar)
-        tokenizer.save(staged / TOKENIZER)
+    if inputs is None:
+        with staged_folder(folder) as staged:
+            _fill(staged, documents, tokenizer)
+    else:
+        with resumable_folder(folder) as (staged, journal):
+            _fill(staged, documents, tokenizer, journal, inputs)
     return open_shards(folder)
+
+
+def _fill(
+    staged: Path, documents: Iterable[Document], tokenizer: Tokenizer, journal: Path | None = None, inputs: str = ""
+) -> None:
+    eos_id, has_bos = tokenizer.eos_ids[0], tokenizer.bos_id is not None
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    text_bytes, sources = 0, set()
+    ids_mean = {"eos_id": eos_id, "vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer.sha256}
+    origin = {"schema": SCHEMA, "inputs": inputs, "bos_id": tokenizer.bos_id, **ids_mean}
+    with ShardWriter(staged, DTYPES[dtype], journal, origin, SYNC_BYTES) as writer:
+        for document in documents:
+            ids = [] if writer.is_behind else [*tokenizer.encode(document.text, bos=has_bos), eos_id]
+            text = document.text.encode()
+            if ids:
+                writer.add(text, ids)
+            else:
+                writer.pass_over(text)
+            sources.add(document.source)
+            text_bytes += len(text)
+        sha256 = writer.finish()
+    if writer.documents == 0:
+        raise BadData("no documents to encode", "check that the paths hold text")
+    sidecar = {
+        "schema": SCHEMA,
+        "dtype": dtype,
+        "count": writer.tokens,
+        **ids_mean,
+        "sha256": sha256,
+        "source": sorted(sources),
+        "documents": writer.documents,
+        "bytes": text_bytes,
+    }
+    write_json(staged / SIDECAR, sidecar)
+    tokenizer.save(staged / TOKENIZER)
 
 
 def open_shards(folder: Path) -> Shards:

@@ -35,11 +35,13 @@ HEAVY = {
     "matplotlib",
     "numpy",
     "psutil",
+    "pyarrow",
     "rich",
     "safetensors",
     "tiktoken",
     "tokenizers",
     "torch",
+    "zstandard",
 }
 
 Sources = dict[str, Any]

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import random
 
 import pytest
@@ -7,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.errors import BadData, UsageError
-from puna.text import corpus
-from puna.text.corpus import Document, cut_documents, read_documents, split_documents
+from puna.text import reading
+from puna.text.corpus import Document, DocumentStream, cut_documents, read_documents, split_documents
 
 
 def documents_of(texts):
@@ -117,7 +118,7 @@ def test_a_bad_line_is_counted_with_its_place_and_the_good_ones_stay_exact(tmp_p
 
 
 def test_an_endless_line_is_one_bad_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "MAX_LINE_BYTES", 64)
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 64)
     write_lines(tmp_path / "x.jsonl", line_of("one"), line_of("x" * 300), line_of("three"))
     found = read_documents([tmp_path])
     assert texts_of(found.documents) == ["one", "three"]
@@ -131,6 +132,64 @@ def test_only_the_first_bad_places_are_kept_but_all_are_counted(tmp_path):
     found = read_documents([tmp_path])
     assert found.bad_lines == 30
     assert len(found.bad_places) == 5
+
+
+def test_a_stream_counts_as_it_goes_and_gives_the_same_documents_again(tmp_path):
+    write_lines(tmp_path / "x.jsonl", line_of("one"), b"{", line_of("one"), b"", line_of("two"), line_of("three"))
+    stream = DocumentStream([tmp_path])
+    documents = iter(stream)
+    assert [next(documents).text, next(documents).text] == ["one", "two"]
+    assert (stream.documents, stream.duplicates, stream.lines, stream.bad_lines) == (2, 1, 4, 1)
+    assert next(documents).text == "three"
+    for _ in range(2):
+        assert tuple(stream) == read_documents([tmp_path]).documents
+        assert (stream.documents, stream.duplicates, stream.lines, stream.bad_lines) == (3, 1, 5, 1)
+
+
+@pytest.mark.parametrize(("good", "bad", "stops"), [(198, 2, False), (196, 2, True), (99, 1, False), (1, 1, True)])
+def test_more_than_one_bad_line_in_a_hundred_stops_a_strict_stream_at_its_end(tmp_path, good, bad, stops):
+    write_lines(tmp_path / "x.jsonl", *[b"{"] * bad, *(line_of(str(number)) for number in range(good)))
+    stream = DocumentStream([tmp_path], is_strict=True)
+    if stops:
+        with pytest.raises(BadData, match=rf"{bad} of {good + bad} lines .* the first is .*x.jsonl:1: ") as caught:
+            list(stream)
+        assert "--anyway" in caught.value.hint
+    assert stops or len(list(stream)) == good
+    assert len(list(DocumentStream([tmp_path]))) == good
+
+
+def test_a_strict_stream_stops_early_where_ten_thousand_lines_have_shown_enough(tmp_path):
+    lines = [b"{" if number % 50 == 0 else line_of(str(number)) for number in range(30_000)]
+    write_lines(tmp_path / "x.jsonl", *lines)
+    stream = DocumentStream([tmp_path], is_strict=True)
+    with pytest.raises(BadData, match="201 of 10,001 lines"):
+        list(stream)
+
+
+def test_the_documents_before_the_damage_of_a_file_are_kept_and_the_list_says_how_many(tmp_path):
+    packed = gzip.compress(b"".join(line_of(f"{n} {random.Random(n).random()}") + b"\n" for n in range(900)))
+    (tmp_path / "x.jsonl.gz").write_bytes(packed[:-900])
+    found = read_documents([tmp_path])
+    assert 100 < len(found.documents) < 900
+    assert found.skipped[0].endswith(f"; {len(found.documents)} documents before that were read")
+
+
+def test_a_fingerprint_changes_with_every_name_size_and_time(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("a.txt", "b/c.txt"):
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, ns=(1, 1))
+    seen = [DocumentStream([tmp_path]).fingerprint()]
+    assert DocumentStream([tmp_path]).fingerprint() == seen[0]
+    os.utime(tmp_path / "b/c.txt", ns=(1, 2))
+    seen.append(DocumentStream([tmp_path]).fingerprint())
+    (tmp_path / "b/c.txt").write_text("longer than it was")
+    os.utime(tmp_path / "b/c.txt", ns=(1, 2))
+    seen.append(DocumentStream([tmp_path]).fingerprint())
+    (tmp_path / "a.txt").rename(tmp_path / "d.txt")
+    seen.append(DocumentStream([tmp_path]).fingerprint())
+    seen.append(DocumentStream([tmp_path], exclude=lambda path: path.name == "d.txt").fingerprint())
+    assert len(set(seen)) == 5
 
 
 def test_nothing_readable_is_an_error_that_says_why(tmp_path):
