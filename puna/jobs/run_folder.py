@@ -1,17 +1,18 @@
 """A run's folder: recipe.toml, metrics.jsonl, checkpoints/, the result (model/ or adapter/), report.html."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.optim import Optimizer
 
 from puna.errors import CheckpointMismatch, DiskFull, Interrupted, PunaError, UsageError
 from puna.files import MANIFEST, LineLog, lock_folder, remove_folder, sha256_file, sweep_stale, write_text
 from puna.jobs.peak import PeakMemory
 from puna.jobs.recipe import dump_recipe
-from puna.jobs.signals import stop_request
+from puna.jobs.signals import StopRequest, stop_request
 from puna.model.llama import Llama
 from puna.training.batches import BatchSource
 from puna.training.checkpoint import (
@@ -22,12 +23,13 @@ from puna.training.checkpoint import (
     save_checkpoint,
 )
 from puna.training.config import TrainingConfig
-from puna.training.loop import Event, LoopHooks, Observer, StepEvent, run_loop
+from puna.training.loop import Event, HeldOut, LoopHooks, Observer, SampleEvent, StepEvent, ValidationEvent, run_loop
 from puna.training.optimizer import build_optimizer
 
 __all__ = ["RunFolder", "check_replaceable", "open_run", "refuse_foreign", "run_training"]
 
 _SAVES_MAY_FAIL = 2
+_EVENTS = {StepEvent: "step", ValidationEvent: "validation", SampleEvent: "sample"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """One sealed folder for each saved step."""
         return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files, where tensorboard is installed."""
+        return self.path / "tensorboard"
 
     @property
     def report(self) -> Path:
@@ -101,15 +108,18 @@ def run_training(
     model: Llama,
     config: TrainingConfig,
     source: BatchSource,
-    validate: Callable[[], float],
+    validate: Callable[[], HeldOut],
     observers: tuple[Observer, ...] = (),
     *,
     peak: PeakMemory,
     data: str,
+    show: Callable[[TrainState, bool], None],
+    sample: Callable[[int], SampleEvent] | None = None,
 ) -> TrainState:
     """Continue from the latest checkpoint, or start; train to the end of the budget; return the last state.
 
     Args:   data: a digest of what is learned from; a checkpoint goes on with no other.
+            show: write the page of a run that is not done, given what was saved and whether it stops there.
     Errors: Interrupted after saving, when a signal asked to stop; NonFiniteLoss; DiskFull after three failed saves.
     """
     optimizer = build_optimizer(model, config)
@@ -117,27 +127,49 @@ def run_training(
     latest = latest_checkpoint(folder.checkpoints)
     torch.manual_seed(config.seed)  # whatever may draw from it later; a checkpoint brings its own state
     state = TrainState() if latest is None else load_checkpoint(latest, model, optimizer, recipe)
-    failures = 0
-
-    def save(state: TrainState) -> None:
-        nonlocal failures
-        try:
-            state = replace(state, metrics_bytes=log.sync(), peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
-            save_checkpoint(folder.checkpoints, model, optimizer, state, {"recipe": recipe})
-            prune_checkpoints(folder.checkpoints, config.keep_checkpoints, state.best_step)
-            failures = 0
-        except DiskFull as error:
-            failures += 1
-            is_last = bool(stop) or config.budget.progress(state.done) >= 1
-            if is_last or failures > _SAVES_MAY_FAIL:
-                raise
-            log.append({"event": "save_failed", "step": state.done.steps, "message": error.message})
-
     with closing(LineLog(folder.metrics, state.metrics_bytes)) as log, stop_request() as stop:
-        hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop))
+        save = _Saver(
+            folder=folder.checkpoints, model=model, optimizer=optimizer, config=config, recipe=recipe, log=log, peak=peak,
+            stop=stop, show=show,
+        )  # fmt: skip
+        hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop), sample=sample)
         state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log)))
     stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
     return replace(state, peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
+
+
+@dataclass(kw_only=True)
+class _Saver:
+    """Saves a run's states, each followed by the page that shows it, and outlives a full disk twice in a row."""
+
+    folder: Path
+    model: Llama
+    optimizer: Optimizer
+    config: TrainingConfig
+    recipe: str
+    log: LineLog
+    peak: PeakMemory
+    stop: StopRequest
+    show: Callable[[TrainState, bool], None]
+    failures: int = 0
+
+    def __call__(self, state: TrainState) -> None:
+        """Save a state. Errors: DiskFull the third time in a row, or where no further save would come."""
+        is_done, log, peak = self.config.budget.progress(state.done) >= 1, self.log, self.peak
+        try:
+            state = replace(state, metrics_bytes=log.sync(), peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
+            save_checkpoint(self.folder, self.model, self.optimizer, state, {"recipe": self.recipe})
+            prune_checkpoints(self.folder, self.config.keep_checkpoints, state.best_step)
+            self.failures = 0
+        except DiskFull as error:
+            self.failures += 1
+            if is_done or self.stop or self.failures > _SAVES_MAY_FAIL:
+                raise
+            log.append({"event": "save_failed", "step": state.done.steps, "message": error.message})
+            return
+        if not is_done:
+            with peak.paused(), suppress(DiskFull):  # the page is a convenience; the job writes the last one
+                self.show(state, bool(self.stop))
 
 
 def refuse_foreign(path: Path) -> None:
@@ -153,13 +185,14 @@ def refuse_foreign(path: Path) -> None:
 
 def _forget(folder: RunFolder) -> None:
     """Take back the record of a run that failed before it saved anything: the mended command may use the folder."""
-    if {entry.name for entry in folder.path.iterdir()} <= {".lock", folder.recipe.name, folder.metrics.name}:
-        remove_folder(folder.recipe)
-        remove_folder(folder.metrics)
+    records = (folder.recipe, folder.metrics, folder.tensorboard)
+    if {entry.name for entry in folder.path.iterdir()} <= {".lock", *(path.name for path in records)}:
+        for path in records:
+            remove_folder(path)
 
 
 def _metrics(log: LineLog) -> Observer:
     def write(event: Event) -> None:
-        log.append({"event": "step" if isinstance(event, StepEvent) else "validation", **asdict(event)})
+        log.append({"event": _EVENTS[type(event)], **asdict(event)})
 
     return write
