@@ -155,11 +155,14 @@ def adapt(
     resume: bool = False,
     device: str = "auto",
     observers: tuple[Observer, ...] = (),
+    tensorboard: bool | None = None,
 ) -> AdaptResult:
     """Train an adapter for the recipe's base into `out`/adapter; with `resume`, go on from the latest checkpoint.
 
     A finished run is not trained further: its result is made again from its last checkpoint.
-    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), NonFiniteLoss, RunLocked, UsageError.
+
+    Args:   tensorboard: whether to write event files for it; None: where it is installed.
+    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked, UsageError.
     """
     out, place, config = Path(out), choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
@@ -184,6 +187,7 @@ def adapt(
             show=lambda state, is_stopped: write_unfinished_report(
                 folder, "adapt", state, config, _sections(folder, recipe, loaded, state), is_stopped=is_stopped
             ),
+            tensorboard=tensorboard,
         )
         result = _result(state, counts, recipe, loaded, out / "adapter")
         adapter = adapter_of(loaded.llama, base_sha256=weights_sha256(recipe.base))

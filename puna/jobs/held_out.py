@@ -14,13 +14,27 @@ from puna.model.batch import Batch
 from puna.model.llama import Llama
 from puna.tokens.shards import Shards
 from puna.tokens.tokenizer import Tokenizer
+from puna.training.batches import ordered_windows
+from puna.training.config import TrainingConfig
 from puna.training.loop import HeldOut, SampleEvent
 
-__all__ = ["first_words", "judge", "write_sample"]
+__all__ = ["first_words", "hold_out", "judge", "windows_to_judge", "write_sample"]
 
+_SHARE, _MINIMUM = 100, 10  # of the documents are held out: one in 100, at least 10
+_WINDOWS = 64  # of each source
 _PROMPT_TOKENS, _SAMPLE_TOKENS = 8, 40
 _TEMPERATURE = 0.8
 _HALF_A_CHARACTER = "\ufffd"
+
+
+def hold_out(shards: Shards) -> tuple[Shards, Shards]:
+    """A source without the last 1 % of its documents, at least 10, and those. Errors: BadData for too few."""
+    return shards.split(max(_MINIMUM, len(shards.document_ends) // _SHARE))
+
+
+def windows_to_judge(parts: Mapping[str, Shards], config: TrainingConfig) -> dict[str, list[Batch]]:
+    """The first windows of each source's held-out text. Errors: BadData."""
+    return {name: ordered_windows(part, config.seq, config.micro_batch, _WINDOWS) for name, part in parts.items()}
 
 
 def judge(model: Llama, windows: Mapping[str, Sequence[Batch]]) -> HeldOut:

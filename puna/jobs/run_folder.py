@@ -13,6 +13,7 @@ from puna.files import MANIFEST, LineLog, lock_folder, remove_folder, sha256_fil
 from puna.jobs.peak import PeakMemory
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.signals import StopRequest, stop_request
+from puna.jobs.tensorboard import event_files
 from puna.model.llama import Llama
 from puna.training.batches import BatchSource
 from puna.training.checkpoint import (
@@ -115,25 +116,31 @@ def run_training(
     data: str,
     show: Callable[[TrainState, bool], None],
     sample: Callable[[int], SampleEvent] | None = None,
+    tensorboard: bool | None = None,
 ) -> TrainState:
     """Continue from the latest checkpoint, or start; train to the end of the budget; return the last state.
 
     Args:   data: a digest of what is learned from; a checkpoint goes on with no other.
             show: write the page of a run that is not done, given what was saved and whether it stops there.
-    Errors: Interrupted after saving, when a signal asked to stop; NonFiniteLoss; DiskFull after three failed saves.
+            tensorboard: whether to write event files; None: where tensorboard is installed.
+    Errors: MissingExtra; Interrupted after saving, when a signal asked to stop; NonFiniteLoss; DiskFull after three failed saves.
     """
     optimizer = build_optimizer(model, config)
     recipe = f"{sha256_file(folder.recipe)} on {data}"
     latest = latest_checkpoint(folder.checkpoints)
     torch.manual_seed(config.seed)  # whatever may draw from it later; a checkpoint brings its own state
     state = TrainState() if latest is None else load_checkpoint(latest, model, optimizer, recipe)
-    with closing(LineLog(folder.metrics, state.metrics_bytes)) as log, stop_request() as stop:
+    with (
+        closing(LineLog(folder.metrics, state.metrics_bytes)) as log,
+        event_files(folder.tensorboard, tensorboard) as boards,
+        stop_request() as stop,
+    ):
         save = _Saver(
             folder=folder.checkpoints, model=model, optimizer=optimizer, config=config, recipe=recipe, log=log, peak=peak,
             stop=stop, show=show,
         )  # fmt: skip
         hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop), sample=sample)
-        state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log)))
+        state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log), *boards))
     stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
     return replace(state, peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
 

@@ -10,7 +10,7 @@ from puna.arch.config import ModelConfig
 from puna.arch.presets import PRESETS, find_preset
 from puna.errors import CheckpointMismatch, UsageError
 from puna.jobs.doctor import choose_precision
-from puna.jobs.held_out import first_words, judge, write_sample
+from puna.jobs.held_out import first_words, hold_out, judge, windows_to_judge, write_sample
 from puna.jobs.load import find_model
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
@@ -35,7 +35,7 @@ from puna.report.page import Section
 from puna.text.mixture import Mixture, epochs, integer_weights
 from puna.tokens.shards import Shards, open_shards
 from puna.tokens.tokenizer import load_tokenizer
-from puna.training.batches import WindowSource, ordered_windows
+from puna.training.batches import WindowSource
 from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TokenBudget, TrainingConfig
 from puna.training.loop import Observer
@@ -60,8 +60,6 @@ __all__ = [
     "training_table",
 ]
 
-_HELD_OUT_SHARE, _HELD_OUT_MINIMUM = 100, 10
-_VALIDATION_WINDOWS = 64
 _DEFAULT_PRESET = "small"
 
 
@@ -173,11 +171,13 @@ def train(
     resume: bool = False,
     device: str = "auto",
     observers: tuple[Observer, ...] = (),
+    tensorboard: bool | None = None,
 ) -> TrainResult:
     """Train the recipe's model into the run folder `out`; with `resume`, go on from its latest checkpoint.
 
     A finished run is not trained further: its result is made again from its last checkpoint.
-    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), NonFiniteLoss, RunLocked, UsageError.
+    Args:   tensorboard: whether to write event files for it; None: where it is installed.
+    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked, UsageError.
     """
     out, place, config = Path(out), choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
@@ -187,10 +187,7 @@ def train(
         prompt = first_words(next(iter(held_out.values())), tokenizer, recipe.model.max_seq_len)
         peak = PeakMemory(place)
         model = _build(recipe).to(place)
-        windows = {
-            name: ordered_windows(part, config.seq, config.micro_batch, _VALIDATION_WINDOWS)
-            for name, part in held_out.items()
-        }
+        windows = windows_to_judge(held_out, config)
         state = run_training(
             folder,
             model,
@@ -204,6 +201,7 @@ def train(
                 folder, "train", state, config, _sections(folder, recipe, state), is_stopped=is_stopped
             ),
             sample=lambda step: write_sample(model, tokenizer, prompt, step, config.seed),
+            tensorboard=tensorboard,
         )
         result = _result(state, recipe, folder)
         save_folder(model, out / "model", tokenizer)
@@ -315,7 +313,7 @@ def _build(recipe: TrainRecipe) -> Llama:
 
 
 def _open_data(recipe: TrainRecipe) -> tuple[list[Shards], dict[str, Shards]]:
-    """Training parts, and held-out ones by name: a folder of its own, or the last 1 % of each source, at least 10.
+    """Training parts, and held-out ones by name: a folder of its own, or the end of each source.
 
     Errors: CheckpointMismatch where sources, held-out text and model do not share one tokenizer.
     """
@@ -324,7 +322,7 @@ def _open_data(recipe: TrainRecipe) -> tuple[list[Shards], dict[str, Shards]]:
     _check_tokenizer([*shards, *held_out.values()], recipe)
     if held_out:
         return shards, held_out
-    parts = [part.split(max(_HELD_OUT_MINIMUM, len(part.document_ends) // _HELD_OUT_SHARE)) for part in shards]
+    parts = [hold_out(part) for part in shards]
     held_out = {str(source.path): last for source, (_, last) in zip(recipe.data, parts, strict=True)}
     return [first for first, _ in parts], held_out
 
@@ -375,11 +373,10 @@ def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sections(folder: RunFolder, recipe: TrainRecipe, state: TrainState, lang: str = "en") -> tuple[Section, ...]:
-    config = recipe.training
     return (
-        model_section(lang, recipe.model, state.done.steps, config.batch * config.seq),
+        model_section(lang, recipe.model, state.done.steps, recipe.training.batch * recipe.training.seq),
         *learning_sections(lang, folder),
-        memory_section(lang, planned_memory(recipe.model, config), state.peak_bytes),
+        memory_section(lang, planned_memory(recipe.model, recipe.training), state.peak_bytes),
     )
 
 
