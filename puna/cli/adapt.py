@@ -30,6 +30,7 @@ def adapt(
     seq: Count | None = None,
     learning_rate: float | None = None,
     resume: bool = False,
+    tensorboard: bool | None = None,
     json: Json = False,
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     recipes: RecipeOptions = RecipeOptions(),  # noqa: B008
@@ -50,6 +51,7 @@ def adapt(
         seq: tokens in a row.
         learning_rate: at its peak.
         resume: continue the run in --out with the settings of its recipe.
+        tensorboard: write event files for TensorBoard, or write none; they are written where it is installed.
     """
     from puna.jobs import adapt as job
     from puna.jobs.machine import use_threads
@@ -81,7 +83,9 @@ def adapt(
             ),
         )
     with training_progress("adapting") as observer:
-        result = job.adapt(recipe, out, resume=resume, device=machine.device, observers=(observer,))
+        result = job.adapt(
+            recipe, out, resume=resume, device=machine.device, observers=(observer,), tensorboard=tensorboard
+        )
     if json:
         print_json(result)
     else:

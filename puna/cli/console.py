@@ -72,11 +72,11 @@ def _bar(title: str) -> Iterator[Callable[[float, str], None]]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),  # what the words leave
         TextColumn("{task.fields[words]}", markup=False),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as progress:
         task = None
 
         def update(share: float, words: str) -> None:

@@ -57,7 +57,7 @@ class RecipeOptions:
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = ()
 
 
-_WITH_RESUME = {"out", "resume", "json", "device", "threads"}
+_WITH_RESUME = {"out", "resume", "json", "device", "threads", "tensorboard"}
 
 
 def resume_stands_alone(**given: object) -> None:

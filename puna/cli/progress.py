@@ -1,21 +1,31 @@
-"""A live line for anything that trains."""
+"""A live line for anything that trains; on a terminal of 100 columns it stays one line."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from puna.cli.console import progress_line
+from puna.report.numbers import human_bytes, human_count
 
 __all__ = ["training_progress"]
 
 
 @contextmanager
-def training_progress(title: str) -> Iterator[Callable[[Any], None]]:
-    """An observer that shows share done, loss, rate and time left."""
-    from puna.training.loop import StepEvent
+def training_progress(title: str, ceiling: Callable[[], float] | None = None) -> Iterator[Callable[[Any], None]]:
+    """An observer that shows share done, loss, rate and time left; on a terminal also share of the ceiling and memory.
 
+    Args: ceiling: the tokens per second that the machine's products would allow; asked for on a terminal only, since it
+          may have to be measured.
+    """
+    from puna.jobs.pace import Pace
+    from puna.jobs.peak import held_bytes
+    from puna.training.loop import StepEvent, ValidationEvent
+
+    is_terminal = sys.stderr.isatty()
+    highest = 0.0 if ceiling is None or not is_terminal else ceiling()
     with progress_line(title) as update:
-        held_out, last_share = "", 0.0
+        held_out, last_share, pace = "", 0.0, Pace()
 
         def observe(event: Any) -> None:
             nonlocal held_out, last_share
@@ -23,9 +33,14 @@ def training_progress(title: str) -> Iterator[Callable[[Any], None]]:
                 if event.progress < last_share:
                     held_out = ""  # another run has begun
                 last_share = event.progress
-                rate = event.tokens / event.seconds
-                update(event.progress, f"step {event.step}, loss {event.nats:.3f}{held_out}, {rate:,.0f} tokens/s")
-            else:
+                rate, words = pace(event), f"step {event.step}, loss {event.nats:.3f}{held_out}"
+                if is_terminal:
+                    share = f", {rate / highest:.0%} of ceiling" if highest else ""
+                    words = f"{words}, {human_count(rate)} tok/s{share}, {human_bytes(held_bytes())}"
+                else:
+                    words = f"{words}, {rate:,.0f} tokens/s"
+                update(event.progress, words)
+            elif isinstance(event, ValidationEvent):
                 held_out = f", held-out {event.nats:.3f}"
 
         yield observe

@@ -11,7 +11,7 @@ from puna.cli.progress import training_progress
 from puna.report.numbers import human_bytes
 
 if TYPE_CHECKING:
-    from puna.jobs.train import DryRun
+    from puna.jobs.train import DryRun, TrainRecipe
 
 __all__ = ["app"]
 
@@ -34,6 +34,7 @@ def train(
     checkpoint_every: int | None = None,
     resume: bool = False,
     dry_run: bool = False,
+    tensorboard: bool | None = None,
     json: Json = False,
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     recipes: RecipeOptions = RecipeOptions(),  # noqa: B008
@@ -54,6 +55,7 @@ def train(
         checkpoint_every: steps between two checkpoints.
         resume: continue the run in --out with the settings of its recipe.
         dry_run: print the plan and do nothing.
+        tensorboard: write event files for TensorBoard, or write none; they are written where it is installed.
     """
     from puna.jobs import train as job
     from puna.jobs.machine import use_threads
@@ -87,12 +89,21 @@ def train(
         else:
             print_table(("", "planned"), _plan_rows(plan))
         return
-    with training_progress("training") as observer:
-        result = job.train(recipe, out, resume=resume, device=machine.device, observers=(observer,))
+    with training_progress("training", lambda: _ceiling(recipe, machine.device)) as observer:
+        result = job.train(
+            recipe, out, resume=resume, device=machine.device, observers=(observer,), tensorboard=tensorboard
+        )
     if json:
         print_json(result)
     else:
         print_table(("", str(out)), job.train_rows(result))
+
+
+def _ceiling(recipe: "TrainRecipe", device: str) -> float:
+    from puna.jobs.machine import choose_device
+    from puna.jobs.pace import token_ceiling
+
+    return token_ceiling(recipe.model, recipe.training.precision, choose_device(device))
 
 
 def _plan_rows(plan: "DryRun") -> list[tuple[str, str]]:

@@ -31,7 +31,7 @@ from puna.jobs.peak import PeakMemory
 from puna.jobs.proof_texts import PROOF_TEXTS
 from puna.jobs.recipe import apply_settings, fill, read_recipe, section
 from puna.jobs.run_folder import RunFolder, check_replaceable, open_run, run_training
-from puna.jobs.run_report import loss_section, peak_row, write_run_report
+from puna.jobs.run_report import learning_sections, peak_row, write_run_report, write_unfinished_report
 from puna.jobs.sections import memory_section
 from puna.jobs.train import training_table
 from puna.model.linears.lora import LoraSettings
@@ -39,9 +39,10 @@ from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.planning.settings import LoraTraining, Settings
 from puna.report.labels import label
 from puna.report.numbers import human_number
+from puna.report.page import Section
 from puna.training.checkpoint import TrainState
 from puna.training.config import TrainingConfig
-from puna.training.loop import Observer
+from puna.training.loop import HeldOut, Observer
 from puna.training.optimizer import trainable
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder
@@ -154,11 +155,14 @@ def adapt(
     resume: bool = False,
     device: str = "auto",
     observers: tuple[Observer, ...] = (),
+    tensorboard: bool | None = None,
 ) -> AdaptResult:
     """Train an adapter for the recipe's base into `out`/adapter; with `resume`, go on from the latest checkpoint.
 
     A finished run is not trained further: its result is made again from its last checkpoint.
-    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), NonFiniteLoss, RunLocked, UsageError.
+
+    Args:   tensorboard: whether to write event files for it; None: where it is installed.
+    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked, UsageError.
     """
     out, place, config = Path(out), choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
@@ -176,17 +180,19 @@ def adapt(
             loaded.llama,
             config,
             source,
-            lambda: evaluate_windows(loaded.llama, batches).nats_per_token,
+            lambda: HeldOut(nats=evaluate_windows(loaded.llama, batches).nats_per_token),
             observers,
             peak=peak,
             data=rows_sha256(rows),
+            show=lambda state, is_stopped: write_unfinished_report(
+                folder, "adapt", state, config, _sections(folder, recipe, loaded, state), is_stopped=is_stopped
+            ),
+            tensorboard=tensorboard,
         )
         result = _result(state, counts, recipe, loaded, out / "adapter")
         adapter = adapter_of(loaded.llama, base_sha256=weights_sha256(recipe.base))
         save_adapter(adapter, out / "adapter", base=str(recipe.base.resolve()))
-        plan = planned_memory(recipe, loaded.config)
-        sections = (loss_section("en", folder), memory_section("en", plan, result.peak_bytes))
-        write_run_report(folder, "adapt", adapt_rows(result), sections)
+        write_run_report(folder, "adapt", adapt_rows(result), _sections(folder, recipe, loaded, state))
     return result
 
 
@@ -268,6 +274,11 @@ def _rows(recipe: AdaptRecipe, loaded: LoadedModel) -> tuple[list[Row], list[Row
 def _hold_out(items: list[_Item]) -> tuple[list[_Item], list[_Item]]:
     cut = len(items) - max(1, len(items) // _HELD_OUT_SHARE)
     return items[:cut], items[cut:]
+
+
+def _sections(folder: RunFolder, recipe: AdaptRecipe, loaded: LoadedModel, state: TrainState) -> tuple[Section, ...]:
+    plan = planned_memory(recipe, loaded.config)
+    return *learning_sections("en", folder), memory_section("en", plan, state.peak_bytes)
 
 
 def _result(

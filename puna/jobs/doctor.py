@@ -21,7 +21,7 @@ from puna.errors import DiskFull, FormatError
 from puna.files import read_json, write_json
 from puna.training.config import Precision
 
-__all__ = ["DoctorResult", "choose_precision", "doctor"]
+__all__ = ["DoctorResult", "choose_precision", "doctor", "product_flops"]
 
 GAIN_NEEDED = 1.3
 _ROWS, _WIDTH = 512, 2048
@@ -45,12 +45,9 @@ class DoctorResult:
 
 def doctor(*, refresh: bool = False) -> DoctorResult:
     """Measure this machine, or return what was measured before with the same processor, torch and threads."""
-    path = _cache_path()
-    if path is not None and path.exists() and not refresh:
-        try:
-            return DoctorResult(**read_json(path))
-        except (FormatError, TypeError):
-            pass  # written by another version: measure again
+    path, kept = _cache_path(), _kept()
+    if kept is not None and not refresh:
+        return kept
     result = _measure()
     if path is not None:
         with suppress(DiskFull, OSError):  # the cache is a convenience
@@ -63,8 +60,31 @@ def choose_precision(asked: str) -> Precision:
     return doctor().chosen_precision if asked == "auto" else asked  # type: ignore[return-value]
 
 
+def product_flops(precision: Precision, device: torch.device) -> float:
+    """FLOP per second of large products on a device: what doctor kept, or else one quick measurement of its own."""
+    kept = _kept()
+    if kept is not None and device.type == _device().type:
+        return kept.gemm_flops[precision]
+    return _rate(precision, _ROWS, device)
+
+
+def _kept() -> DoctorResult | None:
+    """What was measured before on this machine; None where nothing was, or another version wrote it."""
+    path = _cache_path()
+    if path is None or not path.exists():
+        return None
+    try:
+        return DoctorResult(**read_json(path))
+    except (FormatError, TypeError):
+        return None
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _measure() -> DoctorResult:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     by_rows = {name: {str(rows): _rate(name, rows, device) for rows in (1, 16, _ROWS)} for name in _KINDS}
     gemm = {name: rates[str(_ROWS)] for name, rates in by_rows.items()}
     return DoctorResult(

@@ -2,12 +2,14 @@
 
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
 
-__all__ = ["PeakMemory"]
+__all__ = ["PeakMemory", "held_bytes"]
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -26,12 +28,28 @@ class PeakMemory:
             self.start_bytes = torch.cuda.memory_allocated(device)
         else:
             _reset_high_water()
-            self.start_bytes = int(psutil.Process().memory_info().rss)
+            self.start_bytes = held_bytes()
+        self._earlier_bytes = 0
 
     def growth_bytes(self) -> int:
         """Peak minus what was held at the start."""
         peak = torch.cuda.max_memory_allocated(self._device) if self._cuda else _high_water_bytes()
-        return max(0, peak - self.start_bytes)
+        return max(self._earlier_bytes, peak - self.start_bytes)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what the block uses, and what it goes on holding: a report's libraries are not the training's."""
+        self._earlier_bytes = self.growth_bytes()
+        before = held_bytes()
+        yield
+        if not self._cuda:
+            self.start_bytes += max(0, held_bytes() - before)
+            _reset_high_water()
+
+
+def held_bytes() -> int:
+    """What this process holds now: its resident memory."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _reset_high_water() -> None:

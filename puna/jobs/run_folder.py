@@ -1,7 +1,7 @@
 """A run's folder: recipe.toml, metrics.jsonl, checkpoints/, the result (model/ or adapter/), report.html."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from puna.errors import CheckpointMismatch, DiskFull, Interrupted, PunaError, Us
 from puna.files import REPLACED, LineLog, is_sealed, lock_folder, remove_folder, sha256_file, sweep_stale, write_text
 from puna.jobs.peak import PeakMemory
 from puna.jobs.recipe import dump_recipe
-from puna.jobs.signals import stop_request
+from puna.jobs.signals import StopRequest, stop_request
+from puna.jobs.tensorboard import event_files
 from puna.model.llama import Llama
 from puna.training.activations import checkpointed_blocks
 from puna.training.batches import BatchSource
@@ -27,8 +28,10 @@ from puna.training.config import TrainingConfig
 from puna.training.loop import (
     BadStepEvent,
     Event,
+    HeldOut,
     LoopHooks,
     Observer,
+    SampleEvent,
     StepEvent,
     ValidationEvent,
     run_loop,
@@ -38,7 +41,7 @@ from puna.training.optimizer import build_optimizer
 __all__ = ["RunFolder", "check_replaceable", "open_run", "refuse_foreign", "run_training"]
 
 _SAVES_MAY_FAIL = 2
-_EVENTS = {StepEvent: "step", ValidationEvent: "validation", BadStepEvent: "bad_step"}
+_EVENTS = {StepEvent: "step", ValidationEvent: "validation", SampleEvent: "sample", BadStepEvent: "bad_step"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """One sealed folder for each saved step."""
         return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files, where tensorboard is installed."""
+        return self.path / "tensorboard"
 
     @property
     def report(self) -> Path:
@@ -114,36 +122,26 @@ def run_training(
     model: Llama,
     config: TrainingConfig,
     source: BatchSource,
-    validate: Callable[[], float],
+    validate: Callable[[], HeldOut],
     observers: tuple[Observer, ...] = (),
     *,
     peak: PeakMemory,
     data: str,
+    show: Callable[[TrainState, bool], None],
+    sample: Callable[[int], SampleEvent] | None = None,
+    tensorboard: bool | None = None,
 ) -> TrainState:
     """Continue from the latest checkpoint, or start; train to the end of the budget; return the last state.
 
     Args:   data: a digest of what is learned from; a checkpoint goes on with no other.
-    Errors: Interrupted after saving, when a signal asked to stop; NonFiniteLoss; DiskFull after three failed saves.
+            show: write the page of a run that is not done, given what was saved and whether it stops there.
+            tensorboard: whether to write event files; None: where tensorboard is installed.
+    Errors: MissingExtra; Interrupted after saving, when a signal asked to stop; NonFiniteLoss; DiskFull after three failed saves.
     """
     optimizer = build_optimizer(model, config)
     recipe = f"{sha256_file(folder.recipe)} on {data}"
     torch.manual_seed(config.seed)  # whatever may draw from it later; a checkpoint brings its own state
     state = _last_saved(folder, model, optimizer, recipe) or TrainState()
-    failures = 0
-
-    def save(state: TrainState) -> None:
-        nonlocal failures
-        try:
-            state = replace(state, metrics_bytes=log.sync(), peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
-            save_checkpoint(folder.checkpoints, model, optimizer, state, {"recipe": recipe})
-            prune_checkpoints(folder.checkpoints, config.keep_checkpoints, state.best_step)
-            failures = 0
-        except DiskFull as error:
-            failures += 1
-            is_last = bool(stop) or config.budget.progress(state.done) >= 1
-            if is_last or failures > _SAVES_MAY_FAIL:
-                raise
-            log.append({"event": "save_failed", "step": state.done.steps, "message": error.message})
 
     def restore() -> TrainState | None:
         restored = _last_saved(folder, model, optimizer, recipe)
@@ -153,11 +151,16 @@ def run_training(
 
     with (
         closing(LineLog(folder.metrics, state.metrics_bytes)) as log,
+        event_files(folder.tensorboard, tensorboard) as boards,
         stop_request() as stop,
         checkpointed_blocks(model, is_on=config.checkpoint_activations),
     ):
-        hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop), restore=restore)
-        state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log)))
+        save = _Saver(
+            folder=folder.checkpoints, model=model, optimizer=optimizer, config=config, recipe=recipe, log=log, peak=peak,
+            stop=stop, show=show,
+        )  # fmt: skip
+        hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop), restore=restore, sample=sample)
+        state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log), *boards))
     stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
     return replace(state, peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
 
@@ -166,6 +169,40 @@ def _last_saved(folder: RunFolder, model: Llama, optimizer: Optimizer, recipe: s
     """Put the latest checkpoint into model and optimizer. Errors: CheckpointMismatch."""
     latest = latest_checkpoint(folder.checkpoints)
     return None if latest is None else load_checkpoint(latest, model, optimizer, recipe)
+
+
+@dataclass(kw_only=True)
+class _Saver:
+    """Saves a run's states, each followed by the page that shows it, and outlives a full disk twice in a row."""
+
+    folder: Path
+    model: Llama
+    optimizer: Optimizer
+    config: TrainingConfig
+    recipe: str
+    log: LineLog
+    peak: PeakMemory
+    stop: StopRequest
+    show: Callable[[TrainState, bool], None]
+    failures: int = 0
+
+    def __call__(self, state: TrainState) -> None:
+        """Save a state. Errors: DiskFull the third time in a row, or where no further save would come."""
+        is_done, log, peak = self.config.budget.progress(state.done) >= 1, self.log, self.peak
+        try:
+            state = replace(state, metrics_bytes=log.sync(), peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
+            save_checkpoint(self.folder, self.model, self.optimizer, state, {"recipe": self.recipe})
+            prune_checkpoints(self.folder, self.config.keep_checkpoints, state.best_step)
+            self.failures = 0
+        except DiskFull as error:
+            self.failures += 1
+            if is_done or self.stop or self.failures > _SAVES_MAY_FAIL:
+                raise
+            log.append({"event": "save_failed", "step": state.done.steps, "message": error.message})
+            return
+        if not is_done:
+            with peak.paused(), suppress(DiskFull):  # the page is a convenience; the job writes the last one
+                self.show(state, bool(self.stop))
 
 
 def refuse_foreign(path: Path) -> None:
@@ -181,9 +218,10 @@ def refuse_foreign(path: Path) -> None:
 
 def _forget(folder: RunFolder) -> None:
     """Take back the record of a run that failed before it saved anything: the mended command may use the folder."""
-    if {entry.name for entry in folder.path.iterdir()} <= {".lock", folder.recipe.name, folder.metrics.name}:
-        remove_folder(folder.recipe)
-        remove_folder(folder.metrics)
+    records = (folder.recipe, folder.metrics, folder.tensorboard)
+    if {entry.name for entry in folder.path.iterdir()} <= {".lock", *(path.name for path in records)}:
+        for path in records:
+            remove_folder(path)
 
 
 def _metrics(log: LineLog) -> Observer:

@@ -17,6 +17,7 @@ from puna.report.drawing import HeadsDrawing, ModelDrawing
 from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_count, human_number, human_percent
 from puna.report.page import Figure, Formula, Section, Table
+from puna.training.loop import SampleEvent
 
 __all__ = [
     "History",
@@ -33,12 +34,14 @@ _AVERAGE_OVER = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """A run's metrics as columns: training steps and validations, by tokens seen."""
+    """A run's metrics as columns: training steps and validations, by tokens seen; and what the model wrote."""
 
     tokens: tuple[int, ...]
     nats: tuple[float, ...]
     validation_tokens: tuple[int, ...]
     validation_nats: tuple[float, ...]
+    validation_by_source: tuple[dict[str, float], ...]
+    samples: tuple[SampleEvent, ...]
 
 
 def read_history(metrics: Path) -> History:
@@ -51,6 +54,12 @@ def read_history(metrics: Path) -> History:
         nats=tuple(event["nats"] for event in steps),
         validation_tokens=tuple(event["tokens"] for event in validations),
         validation_nats=tuple(event["nats"] for event in validations),
+        validation_by_source=tuple(event.get("by_source", {}) for event in validations),
+        samples=tuple(
+            SampleEvent(step=event["step"], prompt=event["prompt"], text=event["text"])
+            for event in events
+            if event["event"] == "sample"
+        ),
     )
 
 

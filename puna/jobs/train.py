@@ -9,15 +9,21 @@ from typing import Any
 from puna.arch.config import ModelConfig
 from puna.arch.presets import PRESETS, find_preset
 from puna.errors import CheckpointMismatch, UsageError
-from puna.evaluation.perplexity import evaluate_windows
 from puna.jobs.doctor import choose_precision
+from puna.jobs.held_out import first_words, hold_out, judge, windows_to_judge, write_sample
 from puna.jobs.load import find_model
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.recipe import apply_settings, fill, read_recipe, section
 from puna.jobs.run_folder import RunFolder, open_run, run_training
-from puna.jobs.run_report import loss_section, peak_row, write_run_report
-from puna.jobs.sections import memory_section, model_section
+from puna.jobs.run_report import (
+    learning_sections,
+    peak_row,
+    source_rows,
+    write_run_report,
+    write_unfinished_report,
+)
+from puna.jobs.sections import memory_section, model_section, read_history
 from puna.model.init import initialise
 from puna.model.llama import Llama
 from puna.planning.counting import parameter_count
@@ -25,10 +31,11 @@ from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.planning.settings import FullTraining, Settings
 from puna.report.labels import label
 from puna.report.numbers import human_number
+from puna.report.page import Section
 from puna.text.mixture import Mixture, epochs, integer_weights
 from puna.tokens.shards import Shards, open_shards
 from puna.tokens.tokenizer import load_tokenizer
-from puna.training.batches import WindowSource, ordered_windows
+from puna.training.batches import WindowSource
 from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TokenBudget, TrainingConfig
 from puna.training.loop import Observer
@@ -53,8 +60,6 @@ __all__ = [
     "training_table",
 ]
 
-_HELD_OUT_SHARE, _HELD_OUT_MINIMUM = 100, 10
-_VALIDATION_WINDOWS = 64
 _DEFAULT_PRESET = "small"
 
 
@@ -96,6 +101,7 @@ class TrainResult:
     loss_first: float
     loss: float
     validation_nats: float
+    validation_by_source: dict[str, float]
     peak_bytes: int
     planned_peak_bytes: int
     seconds: float
@@ -165,36 +171,41 @@ def train(
     resume: bool = False,
     device: str = "auto",
     observers: tuple[Observer, ...] = (),
+    tensorboard: bool | None = None,
 ) -> TrainResult:
     """Train the recipe's model into the run folder `out`; with `resume`, go on from its latest checkpoint.
 
     A finished run is not trained further: its result is made again from its last checkpoint.
-    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), NonFiniteLoss, RunLocked, UsageError.
+    Args:   tensorboard: whether to write event files for it; None: where it is installed.
+    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked, UsageError.
     """
     out, place, config = Path(out), choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
         training, held_out = _open_data(recipe)
         mixture = Mixture(weights=_weights(recipe.data, training))
+        tokenizer = load_tokenizer(recipe.data[0].path / "tokenizer")
+        prompt = first_words(next(iter(held_out.values())), tokenizer, recipe.model.max_seq_len)
         peak = PeakMemory(place)
         model = _build(recipe).to(place)
-        validation = [
-            window
-            for part in held_out
-            for window in ordered_windows(part, config.seq, config.micro_batch, _VALIDATION_WINDOWS)
-        ]
+        windows = windows_to_judge(held_out, config)
         state = run_training(
             folder,
             model,
             config,
             WindowSource(training, mixture, config, [str(source.path) for source in recipe.data]),
-            lambda: evaluate_windows(model, validation).nats_per_token,
+            lambda: judge(model, windows),
             observers,
             peak=peak,
             data=" ".join(part.sha256 for part in training),
+            show=lambda state, is_stopped: write_unfinished_report(
+                folder, "train", state, config, _sections(folder, recipe, state), is_stopped=is_stopped
+            ),
+            sample=lambda step: write_sample(model, tokenizer, prompt, step, config.seed),
+            tensorboard=tensorboard,
         )
-        result = _result(state, recipe, out / "model")
-        save_folder(model, out / "model", load_tokenizer(recipe.data[0].path / "tokenizer"))
-        _report(folder, recipe, result)
+        result = _result(state, recipe, folder)
+        save_folder(model, out / "model", tokenizer)
+        write_run_report(folder, "train", train_rows(result), _sections(folder, recipe, state))
     return result
 
 
@@ -230,6 +241,7 @@ def train_rows(result: TrainResult, lang: str = "en") -> list[tuple[str, str]]:
         (label(lang, "run.row.speed"), human_number(result.tokens_per_second)),
         (label(lang, "run.row.loss"), f"{result.loss_first:.3f} → {result.loss:.3f}"),
         (label(lang, "run.row.held_out"), f"{result.validation_nats:.3f}"),
+        *source_rows(lang, result.validation_by_source),
         peak_row(lang, result.peak_bytes, result.planned_peak_bytes),
         (label(lang, "run.row.model"), result.model),
     ]
@@ -304,18 +316,19 @@ def _build(recipe: TrainRecipe) -> Llama:
     return model
 
 
-def _open_data(recipe: TrainRecipe) -> tuple[list[Shards], list[Shards]]:
-    """Training and held-out parts: a folder of its own, or the last 1 % of each source's documents, at least 10.
+def _open_data(recipe: TrainRecipe) -> tuple[list[Shards], dict[str, Shards]]:
+    """Training parts, and held-out ones by name: a folder of its own, or the end of each source.
 
     Errors: CheckpointMismatch where sources, held-out text and model do not share one tokenizer.
     """
     shards = [open_shards(source.path) for source in recipe.data]
-    held_out = [] if recipe.validation is None else [open_shards(recipe.validation)]
-    _check_tokenizer([*shards, *held_out], recipe)
+    held_out = {} if recipe.validation is None else {str(recipe.validation): open_shards(recipe.validation)}
+    _check_tokenizer([*shards, *held_out.values()], recipe)
     if held_out:
         return shards, held_out
-    parts = [part.split(max(_HELD_OUT_MINIMUM, len(part.document_ends) // _HELD_OUT_SHARE)) for part in shards]
-    return [first for first, _ in parts], [last for _, last in parts]
+    parts = [hold_out(part) for part in shards]
+    held_out = {str(source.path): last for source, (_, last) in zip(recipe.data, parts, strict=True)}
+    return [first for first, _ in parts], held_out
 
 
 def _check_tokenizer(shards: Sequence[Shards], recipe: TrainRecipe) -> None:
@@ -363,17 +376,15 @@ def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in table.items() if value is not None}
 
 
-def _report(folder: RunFolder, recipe: TrainRecipe, result: TrainResult, lang: str = "en") -> None:
-    config = recipe.training
-    sections = (
-        model_section(lang, recipe.model, result.steps, config.batch * config.seq),
-        loss_section(lang, folder),
-        memory_section(lang, planned_memory(recipe.model, config), result.peak_bytes),
+def _sections(folder: RunFolder, recipe: TrainRecipe, state: TrainState, lang: str = "en") -> tuple[Section, ...]:
+    return (
+        model_section(lang, recipe.model, state.done.steps, recipe.training.batch * recipe.training.seq),
+        *learning_sections(lang, folder),
+        memory_section(lang, planned_memory(recipe.model, recipe.training), state.peak_bytes),
     )
-    write_run_report(folder, "train", train_rows(result, lang), sections, lang)
 
 
-def _result(state: TrainState, recipe: TrainRecipe, model: Path) -> TrainResult:
+def _result(state: TrainState, recipe: TrainRecipe, folder: RunFolder) -> TrainResult:
     assert state.first_nats is not None
     assert state.last_nats is not None
     assert state.validation_nats is not None
@@ -384,8 +395,9 @@ def _result(state: TrainState, recipe: TrainRecipe, model: Path) -> TrainResult:
         loss_first=state.first_nats,
         loss=state.last_nats,
         validation_nats=state.validation_nats,
+        validation_by_source=read_history(folder.metrics).validation_by_source[-1],
         peak_bytes=state.peak_bytes,
         planned_peak_bytes=planned_memory(recipe.model, recipe.training).total,
         seconds=state.done.seconds,
-        model=str(model),
+        model=str(folder.path / "model"),
     )

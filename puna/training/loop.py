@@ -6,7 +6,7 @@ functions that the job passes in.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch.optim import Optimizer
 
@@ -18,7 +18,17 @@ from puna.training.faults import after_good_step, after_overflow, is_overflow, p
 from puna.training.schedule import learning_rate
 from puna.training.step import StepOutcome, train_step
 
-__all__ = ["BadStepEvent", "Event", "LoopHooks", "Observer", "StepEvent", "ValidationEvent", "run_loop"]
+__all__ = [
+    "BadStepEvent",
+    "Event",
+    "HeldOut",
+    "LoopHooks",
+    "Observer",
+    "SampleEvent",
+    "StepEvent",
+    "ValidationEvent",
+    "run_loop",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +46,12 @@ class StepEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationEvent:
-    """Mean nats on held-out text after a step."""
+    """Mean nats on held-out text after a step, over all its targets and over those of each source."""
 
     step: int
     tokens: int
     nats: float
+    by_source: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +69,25 @@ class BadStepEvent:
     loss_scale: float
 
 
-Event = StepEvent | ValidationEvent | BadStepEvent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleEvent:
+    """What the model wrote after a prompt, after a step."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+Event = StepEvent | ValidationEvent | SampleEvent | BadStepEvent
 Observer = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Mean nats on held-out text: over all its targets, and over those of each source."""
+
+    nats: float
+    by_source: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +98,14 @@ class LoopHooks:
     save:        write a checkpoint of this state.
     should_stop: whether a signal asked to stop; looked at after every step.
     restore:     put the last checkpoint back and return its state; None where there is none.
+    sample:      let the model write after this step; it draws from no generator of the run's. None: it does not.
     """
 
-    validate: Callable[[], float]
+    validate: Callable[[], HeldOut]
     save: Callable[[TrainState], None]
     should_stop: Callable[[], bool]
     restore: Callable[[], TrainState | None] = lambda: None
+    sample: Callable[[int], SampleEvent] | None = None
 
 
 def run_loop(
@@ -178,9 +208,12 @@ def _step_event(state: TrainState, outcome: StepOutcome, rate: float, progress: 
 
 
 def _validate(state: TrainState, hooks: LoopHooks, observers: Sequence[Observer]) -> TrainState:
-    nats = hooks.validate()
-    _tell(observers, ValidationEvent(step=state.done.steps, tokens=state.done.tokens, nats=nats))
-    return replace(state, validation_nats=nats)
+    step, found = state.done.steps, hooks.validate()
+    event = ValidationEvent(step=step, tokens=state.done.tokens, nats=found.nats, by_source=found.by_source)
+    _tell(observers, event)
+    if hooks.sample is not None:
+        _tell(observers, hooks.sample(step))
+    return replace(state, validation_nats=found.nats)
 
 
 def _rank(state: TrainState) -> TrainState:

@@ -12,6 +12,9 @@ from typing import Any, TextIO
 import pytest
 
 from puna.cli.console import print_table, progress_line
+from puna.cli.progress import training_progress
+from puna.jobs import doctor
+from puna.training.loop import SampleEvent, StepEvent, ValidationEvent
 
 Puna = Callable[..., Any]
 COLUMNS = ("", "value")
@@ -51,14 +54,32 @@ def test_training_draws_a_bar_with_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, puna: Puna, made: Any, tmp_path: Any
 ) -> None:
     run = ("train", "--model", "tiny", "--data", made.shards, "--out", tmp_path / "run", "--steps", 80)
+    monkeypatch.setattr(doctor, "_MIN_SECONDS", 0.0)
     with terminal(monkeypatch, "stderr") as screen:
         ending = puna(*run, "--batch", 2, "--seq", 32, "--precision", "float32", "--threads", 1, "--json")
         drawn = screen.read()
     assert ending.json["steps"] == 80
     assert "\x1b[" in drawn
     assert "training" in drawn
-    assert re.search(r"step \d+, loss \d\.\d+.* tokens/s", drawn)
+    assert re.search(r"step \d+, loss \d\.\d+, [\d.]+K? tok/s, \d+% of ceiling, [\d.]+ [MG]B", drawn)
     assert re.search(r"\d:\d\d:\d\d", drawn)
+
+
+def test_a_full_line_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"tokens": 10**8, "nats": 3.45678, "learning_rate": 1e-3, "gradient_norm": 1.0, "seconds": 2.4e5}
+    with terminal(monkeypatch, "stderr") as screen:
+        monkeypatch.setenv("COLUMNS", "100")
+        with training_progress("training", lambda: 1000.0) as observe:
+            observe(ValidationEvent(step=12345, tokens=10**8, nats=3.21))
+            observe(SampleEvent(step=12345, prompt="the", text=" llama"))
+            observe(StepEvent(step=12345, progress=0.5, **facts))
+        drawn = screen.read()
+    lines = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", drawn)]
+    full = [line for line in lines if "12345" in line]
+    assert full
+    for line in full:
+        assert len(line) <= 100
+        assert re.search(r"loss 3.457, held-out 3.210, 417 tok/s, 42% of ceiling, [\d.]+ [MG]B .*-?:--", line)
 
 
 def test_a_bar_sweeps_anew_for_the_next_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +98,13 @@ def test_in_a_pipe_progress_is_a_plain_line(capsys: pytest.CaptureFixture[str]) 
     captured = capsys.readouterr()
     assert captured.err == "training: 100% step 10\n"
     assert captured.out == ""
+
+
+def test_in_a_pipe_no_ceiling_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"tokens": 100, "nats": 3.45678, "learning_rate": 1e-3, "gradient_norm": 1.0, "seconds": 0.1}
+    with training_progress("training", lambda: pytest.fail("measured")) as observe:
+        observe(StepEvent(step=5, progress=1.0, **facts))
+    assert capsys.readouterr().err == "training: 100% step 5, loss 3.457, 1,000 tokens/s\n"
 
 
 def test_a_table_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

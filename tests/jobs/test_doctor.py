@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from puna.jobs import doctor as job
-from puna.jobs.doctor import DoctorResult, choose_precision, doctor
+from puna.jobs.doctor import DoctorResult, choose_precision, doctor, product_flops
 
 
 @pytest.fixture
@@ -65,3 +65,13 @@ def test_the_real_rates_are_plausible(monkeypatch) -> None:
     monkeypatch.setattr(job, "_WIDTH", 256)
     assert job._rate("float32", 16, torch.device("cpu")) > 1e6
     assert job._rate("int8", 1, torch.device("cpu")) >= 0.0
+
+
+def test_the_rate_of_products_is_the_kept_one_or_one_quick_measurement(quick) -> None:
+    _, asked, _ = quick
+    assert product_flops("bfloat16", torch.device("cpu")) == 131.0 * 512
+    assert asked == ["bfloat16"]
+    doctor()
+    count = len(asked)
+    assert product_flops("float32", job._device()) == 51200
+    assert len(asked) == count

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from puna.errors import CheckpointMismatch, DiskFull, FormatError, NonFiniteLoss, RunLocked, UsageError
+from puna.errors import CheckpointMismatch, DiskFull, FormatError, Interrupted, NonFiniteLoss, RunLocked, UsageError
 from puna.files import lock_folder, sha256_file
 from puna.jobs import run_folder
 from puna.jobs.recipe import dump_recipe
@@ -103,6 +103,48 @@ def test_a_stopped_run_saves_first_and_goes_on(whole, runs: Path, how: str, code
     assert {key: result[key] for key in ("state", "model", "metrics")} == {
         key: expected[key] for key in ("state", "model", "metrics")
     }
+
+
+def test_a_run_can_be_watched_while_it_runs(build_recipe, runs: Path) -> None:
+    folder, seen = RunFolder(runs / "a"), []
+
+    def watch(event: Any) -> None:
+        if isinstance(event, StepEvent):
+            lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+            steps = [line["step"] for line in lines if line["event"] == "step"]
+            assert steps == list(range(1, event.step))  # observers are told before the log, and it holds nothing back
+            seen.append(folder.report.read_text() if folder.report.exists() else "")
+
+    train(build_recipe(12, checkpoint_every=4), folder.path, observers=(watch,))
+    at = {4: "step 4, 33.3", 8: "step 8, 66.7"}
+    assert seen[:4] == [""] * 4
+    for step, page in enumerate(seen, 1):
+        if step > 4:
+            assert "Still running" in page
+            assert f"tail -f {folder.path}/metrics.jsonl" in page
+            assert at[4 if step <= 8 else 8] in page
+            assert page.rstrip().endswith("</html>")
+    assert "Still running" not in folder.report.read_text()
+
+
+def test_the_page_of_a_stopped_run_says_how_to_go_on(build_recipe, runs: Path) -> None:
+    def stop(event: object) -> None:
+        if isinstance(event, StepEvent) and event.step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(build_recipe(12), runs / "a", observers=(stop,))
+    page = RunFolder(runs / "a").report.read_text()
+    assert "saved step 5" in page
+    assert f"puna train --resume --out {runs / 'a'}" in page
+
+
+def test_a_page_that_finds_no_room_ends_no_run(build_recipe, runs: Path, monkeypatch) -> None:
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise DiskFull("no space")
+
+    monkeypatch.setattr("puna.jobs.train.write_unfinished_report", refuse)
+    assert train(build_recipe(6, checkpoint_every=2), runs / "a").steps == 6
 
 
 def test_a_finished_run_is_not_trained_again(world) -> None:

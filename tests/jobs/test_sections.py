@@ -8,12 +8,20 @@ import pytest
 from puna.arch.presets import find_preset
 from puna.jobs import sections
 from puna.jobs.run_folder import RunFolder
-from puna.jobs.run_report import ranks_section, size_section, write_run_report
+from puna.jobs.run_report import (
+    learning_sections,
+    ranks_section,
+    size_section,
+    write_run_report,
+    write_unfinished_report,
+)
 from puna.jobs.train import planned_memory
 from puna.planning.counting import parameter_count
 from puna.report.labels import LABELS
 from puna.report.page import Figure, Table
-from puna.training.config import StepBudget, TrainingConfig
+from puna.training.checkpoint import TrainState
+from puna.training.config import Done, StepBudget, TrainingConfig
+from puna.training.loop import SampleEvent
 
 CONFIG = find_preset("tiny").config
 PLAN = planned_memory(CONFIG, TrainingConfig(budget=StepBudget(steps=1)))
@@ -24,7 +32,8 @@ def metrics(tmp_path: Path) -> Path:
     events = [
         {"event": "step", "tokens": 10, "nats": 5.0},
         {"event": "save_failed", "step": 1, "message": "full"},
-        {"event": "validation", "tokens": 10, "nats": 4.5},
+        {"event": "validation", "tokens": 10, "nats": 4.5, "by_source": {"prose": 4.0, "code": 5.5}},
+        {"event": "sample", "step": 1, "prompt": "the", "text": " <llama>"},
         {"event": "step", "tokens": 20, "nats": 4.0},
     ]
     path = tmp_path / "metrics.jsonl"
@@ -36,6 +45,8 @@ def test_a_history_is_what_the_metrics_say(metrics: Path) -> None:
     history = sections.read_history(metrics)
     assert (history.tokens, history.nats) == ((10, 20), (5.0, 4.0))
     assert (history.validation_tokens, history.validation_nats) == ((10,), (4.5,))
+    assert history.validation_by_source == ({"prose": 4.0, "code": 5.5},)
+    assert history.samples == (SampleEvent(step=1, prompt="the", text=" <llama>"),)
 
 
 def test_the_loss_of_a_single_step_can_be_drawn(tmp_path: Path) -> None:
@@ -65,6 +76,7 @@ def test_every_part_is_rendered_in_every_language(lang: str, metrics: Path) -> N
         sections.memory_section(lang, PLAN, 12345),
         sections.cache_section(lang, CONFIG, 1 << 20),
         sections.rope_section(lang, CONFIG, [1.0, 0.1, 0.01]),
+        *learning_sections(lang, folder),
         size_section(lang, 5000, 3000),
         ranks_section(lang, {"layers.0.mlp.up_proj": 3, "layers.1.mlp.up_proj": 5}),
     ]
@@ -74,3 +86,9 @@ def test_every_part_is_rendered_in_every_language(lang: str, metrics: Path) -> N
         assert all(part.title in page for part in parts)
         assert "&lt;what&gt;" in page
         assert metrics.parent.name in page
+        assert "&lt;llama&gt;" in page
+    config = TrainingConfig(budget=StepBudget(steps=3))
+    state = TrainState(done=Done(steps=1, tokens=10, seconds=2.0), first_nats=5.0, last_nats=4.0)
+    for is_stopped in (False, True):
+        write_unfinished_report(folder, "train", state, config, parts, is_stopped=is_stopped, lang=lang)
+        assert "33.3" in folder.report.read_text(encoding="utf-8")

@@ -57,7 +57,30 @@ def test_the_run_leaves_a_report_of_its_own(world) -> None:
     page = RunFolder(world.run).report.read_text()
     for part in ("Training: run", "What was trained", "How it learned", "Planned, then measured", "<svg"):
         assert part in page
+    for step in (4, 8, 12):
+        assert f"after step {step}" in page
+    assert "Still running" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_each_source_is_judged_on_its_own_held_out_text(build_recipe, world, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": f"number {n}"}) + "\n" for n in range(60)))
+    tokens.build([tmp_path / "other.jsonl"], world.shards / "tokenizer", tmp_path / "other")
+    names = [str(world.shards), str(tmp_path / "other")]
+    recipe = replace(build_recipe(6), data=tuple(DataSource(path=Path(name)) for name in names))
+    result = train(recipe, runs / "a")
+    judged = read_history(RunFolder(runs / "a").metrics).validation_by_source
+    assert [list(each) for each in judged] == [names, names]
+    assert judged[-1] == result.validation_by_source
+    low, high = sorted(result.validation_by_source.values())
+    assert low < result.validation_nats < high
+    assert result.validation_by_source[names[0]] < result.validation_by_source[names[1]]
+    page = RunFolder(runs / "a").report.read_text()
+    for name, nats in result.validation_by_source.items():
+        assert f"held-out, {name}" in page
+        assert f"{nats:.3f}" in page
+    recipe = replace(recipe, validation=world.shards)
+    assert list(train(recipe, runs / "b").validation_by_source) == [str(world.shards)]
 
 
 def test_bfloat16_products_train(build_recipe, runs: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from puna.model.batch import Batch
 from puna.training.checkpoint import TrainState
 from puna.training.config import Done, StepBudget, TokenBudget, TrainingConfig
-from puna.training.loop import LoopHooks, StepEvent, ValidationEvent, run_loop
+from puna.training.loop import HeldOut, LoopHooks, SampleEvent, StepEvent, ValidationEvent, run_loop
 from puna.training.optimizer import build_optimizer
 
 
@@ -34,10 +34,15 @@ class Trace:
     stop_after: int = 1 << 30
 
     def hooks(self) -> LoopHooks:
-        return LoopHooks(validate=self.validate, save=self.saved.append, should_stop=self.should_stop)
+        return LoopHooks(
+            validate=self.validate, save=self.saved.append, should_stop=self.should_stop, sample=self.sample
+        )
 
-    def validate(self) -> float:
-        return self.nats.pop(0) if self.nats else 1.0
+    def validate(self) -> HeldOut:
+        return HeldOut(nats=self.nats.pop(0) if self.nats else 1.0, by_source={"prose": 2.0})
+
+    def sample(self, step: int) -> SampleEvent:
+        return SampleEvent(step=step, prompt="the", text=" llama")
 
     def should_stop(self) -> bool:
         return sum(isinstance(event, StepEvent) for event in self.events) >= self.stop_after
@@ -64,6 +69,15 @@ def test_it_validates_and_saves_when_it_should(tiny) -> None:
     assert (state.first_nats, state.last_nats) == (steps[0].nats, steps[-1].nats)
     assert steps[-1].progress == 1.0
     assert steps[-1].learning_rate == pytest.approx(0.05 * 1.5e-3)
+
+
+def test_every_validation_says_each_source_and_is_followed_by_a_sample(tiny) -> None:
+    trace = Trace()
+    run(tiny, trace)
+    looked = [event for event in trace.events if not isinstance(event, StepEvent)]
+    assert [type(event) for event in looked] == [ValidationEvent, SampleEvent] * 6
+    assert [event.step for event in looked[::2]] == [event.step for event in looked[1::2]] == [3, 4, 6, 8, 9, 10]
+    assert looked[0].by_source == {"prose": 2.0}
 
 
 def test_the_best_step_is_one_that_was_saved(tiny) -> None:
