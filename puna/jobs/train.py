@@ -260,13 +260,9 @@ def parse_source(text: str) -> DataSource:
 
 def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
-    batch = min(training.batch, training.micro_batch)
+    batch, checkpointing = min(training.batch, training.micro_batch), training.checkpoint_activations
     settings = Settings(
-        method=FullTraining(),
-        seq=training.seq,
-        batch=batch,
-        base="float32",
-        checkpointing=training.checkpoint_activations,
+        method=FullTraining(), seq=training.seq, batch=batch, base="float32", checkpointing=checkpointing
     )
     return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
 

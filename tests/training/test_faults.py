@@ -11,7 +11,7 @@ from puna.model.batch import Batch
 from puna.training import faults
 from puna.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from puna.training.config import StepBudget, TrainingConfig
-from puna.training.loop import BadStepEvent, LoopHooks, StepEvent, run_loop
+from puna.training.loop import BadStepEvent, HeldOut, LoopHooks, StepEvent, run_loop
 from puna.training.optimizer import build_optimizer
 from puna.training.step import train_step
 
@@ -47,7 +47,7 @@ def run(model: Any, source: Numbers, folder: Any = None, **changes: Any) -> tupl
     def restore() -> TrainState | None:
         return load_checkpoint(saved[-1], model, optimizer) if saved else None
 
-    hooks = LoopHooks(validate=lambda: 1.0, save=save, should_stop=lambda: False, restore=restore)
+    hooks = LoopHooks(validate=lambda: HeldOut(nats=1.0), save=save, should_stop=lambda: False, restore=restore)
     return run_loop(model, optimizer, source, config, TrainState(), hooks, [events.append]), events
 
 
