@@ -31,6 +31,7 @@ class CheckpointConfig:
     eos_ids: tuple[int, ...]
     dtype: str | None
     notices: tuple[str, ...]
+    pad_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

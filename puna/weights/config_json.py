@@ -51,6 +51,7 @@ def config_to_json(
     dtype: str,
     linears: Sequence[LinearEntry] = (),
     record: Mapping[str, object] | None = None,
+    pad_id: int | None = None,
 ) -> dict[str, Any]:
     """The config.json of a model. `record` says where a compressed one came from; it needs `linears` to stand in."""
     kind = "puna" if linears else "llama"
@@ -78,7 +79,7 @@ def config_to_json(
         "initializer_range": 0.02,
         "bos_token_id": bos_id,
         "eos_token_id": list(eos_ids) if len(eos_ids) > 1 else next(iter(eos_ids), None),
-        "pad_token_id": None,
+        "pad_token_id": pad_id,
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,
@@ -101,7 +102,15 @@ def config_from_json(record: JsonObject) -> CheckpointConfig:
         eos_ids=token_ids(record, "eos_token_id", model.vocab_size),
         dtype=_dtype(record),
         notices=_notices(record),
+        pad_id=_pad_id(record, model.vocab_size),
     )
+
+
+def _pad_id(record: JsonObject, vocab_size: int) -> int | None:
+    """None also for -1, Hugging Face's old word for none. Errors: FormatError."""
+    if record.values.get("pad_token_id") == -1:
+        return None
+    return next(iter(token_ids(record, "pad_token_id", vocab_size)), None)
 
 
 def token_ids(record: JsonObject, key: str, vocab_size: int) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ def write_hf_folder(export: Export, target: Path) -> None:
     if tokenizer is not None:
         ids = (tokenizer.bos_id if ids[0] is None else ids[0], ids[1] or tokenizer.eos_ids)
     dtype = _CONFIG_TYPES[export.outputs[0].dtype]
-    config = config_to_json(stored.model, bos_id=ids[0], eos_ids=ids[1], dtype=dtype)
+    config = config_to_json(stored.model, bos_id=ids[0], eos_ids=ids[1], dtype=dtype, pad_id=stored.pad_id)
 
     def read(name: str) -> Tensor:
         return _cast(target, by_name[name], export.dense[by_name[name].path])

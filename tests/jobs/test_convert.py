@@ -216,3 +216,15 @@ def test_settings_that_only_a_meta_folder_needs_are_refused_elsewhere(run, tmp_p
     for read in (show, lambda path, meta: convert(path, tmp_path / "x", "hf", meta=meta)):
         with pytest.raises(UsageError, match="meta_max_seq_len"):
             read(run / "model", META)
+
+
+def test_special_ids_of_the_configuration_come_along(run, tmp_path):
+    file = run / "model" / "config.json"
+    ids = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 4}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **ids}))
+    convert(run, tmp_path / "out", "hf")
+    kept = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: kept[key] for key in ids} == ids
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token_id": 99_999}))
+    with pytest.raises(FormatError, match="pad_token_id"):
+        show(run / "model")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from puna.errors import FormatError
+from puna.errors import FormatError, UsageError
 from puna.tokens.gguf_vocabulary import gguf_metadata, tokenizer_from_gguf
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.tokenizer import load_tokenizer, tokenizer_from_json
@@ -144,3 +144,45 @@ def test_a_pattern_is_known_by_what_it_says(learned):
     assert tokenizer_from_json(json.dumps(spec), {}).encoding.split == "llama3"
     spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W"
     assert tokenizer_from_json(json.dumps(spec), {}).encoding.split is None
+
+
+def test_what_stands_beside_a_model_file_is_read_with_it(files, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(files["pieces.model"])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<unk>", "chat_template": "old"}))
+    (tmp_path / "chat_template.jinja").write_text("new")
+    read_back = load_tokenizer(tmp_path)
+    assert (read_back.chat_template, read_back.named_id("pad_token"), read_back.bos_id) == ("new", 0, 1)
+
+
+def test_a_model_file_that_would_be_read_back_otherwise_is_not_written(files, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(files["ranks.model"])
+    ranked = load_tokenizer(tmp_path)
+    spec = json.loads(ranked.encoding.json_text())
+    spec["added_tokens"][3]["content"] = "<|im_start|>"
+    renamed = tokenizer_from_json(json.dumps(spec), {})
+    with pytest.raises(UsageError, match="cannot say all tokens"):
+        renamed.save_model_file(tmp_path / "again.model")
+    assert not (tmp_path / "again.model").exists()
+
+
+def test_added_tokens_go_to_gguf_and_back_as_what_they_are():
+    spec = json.loads(gpt2_json())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    spec["added_tokens"].append({"id": 300, "content": "<think>", **flags})
+    here = tokenizer_from_json(json.dumps(spec), {"bos_token": "<s>"})
+    metadata = gguf_metadata(here, rows=310)
+    there = tokenizer_from_gguf(metadata, "a.gguf")
+    assert (metadata["tokenizer.ggml.token_type"][300], len(metadata["tokenizer.ggml.tokens"])) == (4, 310)
+    assert there.encode("a<think>b") == here.encode("a<think>b")
+    assert 300 in there.encode("a<think>b")
+    assert metadata["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_pieces_that_users_defined_are_kept_in_the_model_file_alone(tmp_path):
+    data = sentencepiece_model([*pieces(), ("<ud>", 0.0, 4)])
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    read_back = load_tokenizer(tmp_path)
+    (tmp_path / "out").mkdir()
+    read_back.save(tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    assert load_tokenizer(tmp_path / "out").encode("the<ud>llama") == read_back.encode("the<ud>llama")
