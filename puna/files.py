@@ -201,6 +201,12 @@ class AppendedFile:
         with _disk_errors(self._path):
             self._file.write(data)
 
+    def cut_back(self, offset: int) -> None:
+        """Take back the lines behind `offset` bytes."""
+        with _disk_errors(self._path):
+            self._file.flush()
+            self._file.truncate(offset)
+
     def sync(self) -> int:
         """Bring what was written to the disk; return the file's length in bytes."""
         with _disk_errors(self._path):

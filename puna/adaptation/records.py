@@ -149,12 +149,20 @@ class RecordSource:
         rows = [self._row(turn) for turn in range(step * self._batch, (step + 1) * self._batch)]
         return [collate(rows[start : start + self._micro_batch]) for start in range(0, self._batch, self._micro_batch)]
 
+    def describe(self, step: int) -> str:
+        """The packed rows of a step, counted from 0."""
+        turns = range(step * self._batch, (step + 1) * self._batch)
+        return "packed rows " + ", ".join(str(self._index(turn)) for turn in turns)
+
     def _row(self, turn: int) -> Row:
+        return self._rows[self._index(turn)]
+
+    def _index(self, turn: int) -> int:
         epoch, index = divmod(turn, len(self._rows))
         if self._order[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=(self._seed << 32) + epoch))
             self._order = epoch, generator.permutation(len(self._rows))
-        return self._rows[self._order[1][index]]
+        return int(self._order[1][index])
 
 
 def collate(rows: Sequence[Row]) -> Batch:

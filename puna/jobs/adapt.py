@@ -194,7 +194,13 @@ def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
     method = LoraTraining(rank=recipe.lora.rank, targets=recipe.lora.targets)
     batch = min(recipe.training.batch, recipe.training.micro_batch)
-    settings = Settings(method=method, seq=recipe.training.seq, batch=batch, base="float32")
+    settings = Settings(
+        method=method,
+        seq=recipe.training.seq,
+        batch=batch,
+        base="float32",
+        checkpointing=recipe.training.checkpoint_activations,
+    )
     return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
 
 

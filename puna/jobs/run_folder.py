@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.optim import Optimizer
 
 from puna.errors import CheckpointMismatch, DiskFull, Interrupted, PunaError, UsageError
 from puna.files import MANIFEST, LineLog, lock_folder, remove_folder, sha256_file, sweep_stale, write_text
@@ -13,6 +14,7 @@ from puna.jobs.peak import PeakMemory
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.signals import stop_request
 from puna.model.llama import Llama
+from puna.training.activations import checkpointed_blocks
 from puna.training.batches import BatchSource
 from puna.training.checkpoint import (
     TrainState,
@@ -22,12 +24,21 @@ from puna.training.checkpoint import (
     save_checkpoint,
 )
 from puna.training.config import TrainingConfig
-from puna.training.loop import Event, LoopHooks, Observer, StepEvent, run_loop
+from puna.training.loop import (
+    BadStepEvent,
+    Event,
+    LoopHooks,
+    Observer,
+    StepEvent,
+    ValidationEvent,
+    run_loop,
+)
 from puna.training.optimizer import build_optimizer
 
 __all__ = ["RunFolder", "check_replaceable", "open_run", "refuse_foreign", "run_training"]
 
 _SAVES_MAY_FAIL = 2
+_EVENTS = {StepEvent: "step", ValidationEvent: "validation", BadStepEvent: "bad_step"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +125,8 @@ def run_training(
     """
     optimizer = build_optimizer(model, config)
     recipe = f"{sha256_file(folder.recipe)} on {data}"
-    latest = latest_checkpoint(folder.checkpoints)
     torch.manual_seed(config.seed)  # whatever may draw from it later; a checkpoint brings its own state
-    state = TrainState() if latest is None else load_checkpoint(latest, model, optimizer, recipe)
+    state = _last_saved(folder, model, optimizer, recipe) or TrainState()
     failures = 0
 
     def save(state: TrainState) -> None:
@@ -133,11 +143,27 @@ def run_training(
                 raise
             log.append({"event": "save_failed", "step": state.done.steps, "message": error.message})
 
-    with closing(LineLog(folder.metrics, state.metrics_bytes)) as log, stop_request() as stop:
-        hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop))
+    def restore() -> TrainState | None:
+        restored = _last_saved(folder, model, optimizer, recipe)
+        if restored is not None:
+            log.cut_back(restored.metrics_bytes)
+        return restored
+
+    with (
+        closing(LineLog(folder.metrics, state.metrics_bytes)) as log,
+        stop_request() as stop,
+        checkpointed_blocks(model, is_on=config.checkpoint_activations),
+    ):
+        hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop), restore=restore)
         state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log)))
     stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
     return replace(state, peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
+
+
+def _last_saved(folder: RunFolder, model: Llama, optimizer: Optimizer, recipe: str) -> TrainState | None:
+    """Put the latest checkpoint into model and optimizer. Errors: CheckpointMismatch."""
+    latest = latest_checkpoint(folder.checkpoints)
+    return None if latest is None else load_checkpoint(latest, model, optimizer, recipe)
 
 
 def refuse_foreign(path: Path) -> None:
@@ -160,6 +186,6 @@ def _forget(folder: RunFolder) -> None:
 
 def _metrics(log: LineLog) -> Observer:
     def write(event: Event) -> None:
-        log.append({"event": "step" if isinstance(event, StepEvent) else "validation", **asdict(event)})
+        log.append({"event": _EVENTS[type(event)], **asdict(event)})
 
     return write

@@ -186,7 +186,7 @@ def train(
             folder,
             model,
             config,
-            WindowSource(training, mixture, config),
+            WindowSource(training, mixture, config, [str(source.path) for source in recipe.data]),
             lambda: evaluate_windows(model, validation).nats_per_token,
             observers,
             peak=peak,
@@ -249,7 +249,13 @@ def parse_source(text: str) -> DataSource:
 def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
     batch = min(training.batch, training.micro_batch)
-    settings = Settings(method=FullTraining(), seq=training.seq, batch=batch, base="float32")
+    settings = Settings(
+        method=FullTraining(),
+        seq=training.seq,
+        batch=batch,
+        base="float32",
+        checkpointing=training.checkpoint_activations,
+    )
     return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
 
 
@@ -263,14 +269,12 @@ def training_flags(
 ) -> dict[str, Any]:
     """The [training] table of the flags that were given; None and `auto` were not.
 
-    Errors: UsageError for more than one budget (steps, tokens or seconds), or a precision that is not built yet.
+    Errors: UsageError for more than one budget (steps, tokens or seconds).
     """
     budgets = {"steps": steps, "tokens": tokens, "seconds": seconds}
     named = [name for name, value in budgets.items() if value is not None]
     if len(named) > 1:
         raise UsageError(f"expected one budget, got --{' and --'.join(named)}", "give steps, tokens or seconds")
-    if precision == "float16":
-        raise UsageError("training in float16 is not built yet", "use auto, float32 or bfloat16")
     table = {name: value for name, value in given.items() if value is not None}
     for name in named:
         table["budget"] = {"kind": name, name: budgets[name]}

@@ -27,12 +27,19 @@ class BatchSource(Protocol):
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of a step, counted from 0."""
 
+    def describe(self, step: int) -> str:
+        """Which texts these come from, for a person."""
+
 
 class WindowSource:
     """Pretraining windows of token shards, mixed by weight."""
 
-    def __init__(self, shards: Sequence[Shards], mixture: Mixture, config: TrainingConfig) -> None:
+    def __init__(
+        self, shards: Sequence[Shards], mixture: Mixture, config: TrainingConfig, names: Sequence[str] = ()
+    ) -> None:
+        """Args: names: of the sources, for messages. Errors: BadData: a source of less than a window."""
         self._shards = tuple(shards)
+        self._names = tuple(names) or tuple(f"source {number}" for number in range(len(shards)))
         self._turns = _Turns(mixture)
         self._config = config
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
@@ -48,6 +55,17 @@ class WindowSource:
         batch, micro = self._config.batch, self._config.micro_batch
         windows = [self._window(source, turn) for source, turn in self._turns.take(step * batch, batch)]
         return [self._collate(windows[start : start + micro]) for start in range(0, batch, micro)]
+
+    def describe(self, step: int) -> str:
+        """Each window's source and documents, counted from 0 in its shards."""
+        turns = _Turns(self._turns.mixture).take(step * self._config.batch, self._config.batch)
+        return ", ".join(self._place(*self._window(source, turn)) for source, turn in turns)
+
+    def _place(self, source: int, start: int) -> str:
+        ends = self._shards[source].document_ends
+        first, last = np.searchsorted(ends, (start, start + self._config.seq), side="right")
+        last = min(last, len(ends) - 1)
+        return f"{self._names[source]}: " + (f"document {first}" if first == last else f"documents {first} to {last}")
 
     def _window(self, source: int, turn: int) -> tuple[int, int]:
         count = (len(self._shards[source]) - 1) // self._config.seq
@@ -89,7 +107,7 @@ class _Turns:
     """(source, how often it was served before) for each window, going on from the last call without counting anew."""
 
     def __init__(self, mixture: Mixture) -> None:
-        self._mixture = mixture
+        self.mixture = mixture
         self._jump(0)
 
     def take(self, start: int, count: int) -> list[tuple[int, int]]:
@@ -105,8 +123,8 @@ class _Turns:
 
     def _jump(self, start: int) -> None:
         self._position = start
-        self._served = list(self._mixture.counts(start))
-        self._sources = islice(self._mixture, start % sum(self._mixture.weights), None)
+        self._served = list(self.mixture.counts(start))
+        self._sources = islice(self.mixture, start % sum(self.mixture.weights), None)
 
 
 def _key(seed: int, source: int, epoch: int) -> int:

@@ -19,12 +19,11 @@ from torch.optim import Optimizer
 from puna.errors import CheckpointMismatch, DiskFull, FormatError
 from puna.files import free_bytes, read_json, remove_folder, staged_folder, verify_folder, write_json
 from puna.training.config import Done
-from puna.training.optimizer import trainable
+from puna.training.optimizer import moment_names, trainable
 
 __all__ = ["TrainState", "latest_checkpoint", "load_checkpoint", "prune_checkpoints", "save_checkpoint"]
 
 _NAME = re.compile(r"step_(\d{6,})")
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +31,8 @@ class TrainState:
     """The counters of a run; the order of data is a function of `done.steps` alone.
 
     peak_bytes: the largest growth of memory in any sitting.
+    passed_over: steps' worth of data that were read and not learned from. bad_steps: of those, the bad numbers.
+    loss_scale, good_steps: of training in float16.
     best_step: of the steps that were saved, the one with the lowest nats on held-out text.
     """
 
@@ -43,6 +44,16 @@ class TrainState:
     best_step: int | None = None
     metrics_bytes: int = 0
     peak_bytes: int = 0
+    passed_over: int = 0
+    bad_steps: int = 0
+    bad_since_save: int = 0
+    loss_scale: float = 65536.0
+    good_steps: int = 0
+
+    @property
+    def batches_read(self) -> int:
+        """Which step's data come next, counted from 0."""
+        return self.done.steps + self.passed_over
 
 
 def save_checkpoint(
@@ -86,7 +97,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, recipe: 
     if recipe not in (None, verify_folder(path).get("recipe")):
         raise CheckpointMismatch(f"{path}: saved under another recipe or other data", hint)
     tensors, weights = load_file(path / "state.safetensors"), trainable(model)
-    expected = _forms(weights)
+    expected = _forms(weights, optimizer)
     for name in sorted(expected.keys() ^ tensors.keys()):
         problem = "missing from the checkpoint" if name in expected else "unknown to this model"
         raise CheckpointMismatch(f"{path}: {name} is {problem}", hint)
@@ -94,9 +105,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, recipe: 
         if form != (got := _form(tensors[name])):
             raise CheckpointMismatch(f"{path}: {name}: expected {form}, got {got}", hint)
     for name, weight in weights.items():
-        stored, *moments = (tensors[key] for key in _names(name))
-        weight.data.copy_(stored)
-        optimizer.state[weight] = {key: moment.to(weight.device) for key, moment in zip(_MOMENTS, moments, strict=True)}
+        weight.data.copy_(tensors[f"weight.{name}"])
+        keys = moment_names(optimizer, weight)
+        optimizer.state[weight] = {key: tensors[f"{key}.{name}"].to(weight.device) for key in keys}
     torch.set_rng_state(tensors["random.cpu"])
     counters = read_json(path / "state.json")
     return TrainState(**{**counters, "done": Done(**counters["done"])})
@@ -128,27 +139,24 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def _names(weight: str) -> list[str]:
-    return [f"weight.{weight}", *(f"{moment}.{weight}" for moment in _MOMENTS)]
-
-
 def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _forms(weights: Mapping[str, nn.Parameter]) -> dict[str, str]:
+def _forms(weights: Mapping[str, nn.Parameter], optimizer: Optimizer) -> dict[str, str]:
     """Type and shape of everything a checkpoint of these weights holds."""
     forms = {"random.cpu": _form(torch.get_rng_state())}
     for name, weight in weights.items():
-        like, steps = _form(weight), _form(torch.zeros(()))
-        forms.update(zip(_names(name), (like, like, like, steps), strict=True))
+        forms[f"weight.{name}"] = _form(weight)
+        for key in moment_names(optimizer, weight):
+            forms[f"{key}.{name}"] = _form(torch.zeros(()) if key == "step" else weight)
     return forms
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     tensors = {"random.cpu": torch.get_rng_state()}
     for name, weight in trainable(model).items():
-        moments = optimizer.state[weight]
-        values = (weight.detach(), *(moments[key] for key in _MOMENTS))
-        tensors.update(zip(_names(name), (value.cpu().contiguous() for value in values), strict=True))
+        tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
+        for key in moment_names(optimizer, weight):
+            tensors[f"{key}.{name}"] = optimizer.state[weight][key].cpu().contiguous()
     return tensors

@@ -1,13 +1,26 @@
 """The settings of a training run, checked at construction."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 from puna.errors import UsageError
 
-__all__ = ["Budget", "Done", "Precision", "StepBudget", "TimeBudget", "TokenBudget", "TrainingConfig"]
+__all__ = [
+    "Budget",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "Done",
+    "Precision",
+    "Schedule",
+    "StableSchedule",
+    "StepBudget",
+    "TimeBudget",
+    "TokenBudget",
+    "TrainingConfig",
+]
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +81,57 @@ Budget = StepBudget | TokenBudget | TimeBudget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CosineSchedule:
+    """Half a cosine from the peak to the final rate. Source: Loshchilov & Hutter 2016, arXiv:1608.03983."""
+
+    kind: Literal["cosine"] = "cosine"
+
+    def height(self, through: float) -> float:
+        """1 at the peak, 0 at the final rate; through: share of the run after the warm-up."""
+        return 0.5 * (1 + math.cos(math.pi * through))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StableSchedule:
+    """Warm-up, stable, decay: the peak until the last share of the run, then 1 - sqrt down to the final rate.
+
+    Sources: Hu et al. 2024, arXiv:2404.06395; the decay's form, Hägele et al. 2024, arXiv:2405.18392.
+    """
+
+    kind: Literal["wsd"] = "wsd"
+    decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise UsageError(f"training.schedule.decay: expected a share up to 1, got {self.decay}", "0.2 is usual")
+
+    def height(self, through: float) -> float:
+        """1 at the peak, 0 at the final rate; through: share of the run after the warm-up."""
+        return 1 - math.sqrt(max(0.0, (through - 1 + self.decay) / self.decay))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantSchedule:
+    """The peak to the end."""
+
+    kind: Literal["constant"] = "constant"
+
+    def height(self, through: float) -> float:  # noqa: ARG002 - the others read it
+        """1 throughout."""
+        return 1.0
+
+
+Schedule = CosineSchedule | StableSchedule | ConstantSchedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """Sizes are in sequences and tokens; warm-up, final learning rate and betas are shares."""
+    """Sizes are in sequences and tokens; warm-up, final learning rate and betas are shares.
+
+    optimizer: muon updates the blocks' matrices by Muon at AdamW's own size of update, everything else by AdamW.
+    on_bad_step: what becomes of a loss or gradient that is NaN or infinite, besides that it never lands.
+    checkpoint_activations: keep each block's input alone and form the rest again on the way back.
+    """
 
     budget: Budget
     batch: int = 8
@@ -78,12 +140,16 @@ class TrainingConfig:
     learning_rate: float = 1.5e-3
     final_learning_rate: float = 0.05
     warmup: float = 0.05
+    schedule: Schedule = field(default_factory=CosineSchedule)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
     precision: Precision = "float32"
     isolate_documents: bool = False
+    checkpoint_activations: bool = False
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     validate_every: int = 100
     checkpoint_every: int = 200
     keep_checkpoints: int = 2

@@ -14,10 +14,11 @@ from puna.model.llama import Llama
 from puna.training.batches import BatchSource
 from puna.training.checkpoint import TrainState
 from puna.training.config import Done, TrainingConfig
+from puna.training.faults import after_good_step, after_overflow, is_overflow, pass_over, refuse
 from puna.training.schedule import learning_rate
 from puna.training.step import StepOutcome, train_step
 
-__all__ = ["Event", "LoopHooks", "Observer", "StepEvent", "ValidationEvent", "run_loop"]
+__all__ = ["BadStepEvent", "Event", "LoopHooks", "Observer", "StepEvent", "ValidationEvent", "run_loop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,22 @@ class ValidationEvent:
     nats: float
 
 
-Event = StepEvent | ValidationEvent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadStepEvent:
+    """A step whose update did not land, because loss or gradient were not finite.
+
+    step:  the last one that did. where: what the bad one read. action: overflow (of float16), skip or rollback.
+    """
+
+    step: int
+    nats: float
+    gradient_norm: float
+    action: str
+    where: str
+    loss_scale: float
+
+
+Event = StepEvent | ValidationEvent | BadStepEvent
 Observer = Callable[[Event], None]
 
 
@@ -53,11 +69,13 @@ class LoopHooks:
     validate:    mean nats on held-out text.
     save:        write a checkpoint of this state.
     should_stop: whether a signal asked to stop; looked at after every step.
+    restore:     put the last checkpoint back and return its state; None where there is none.
     """
 
     validate: Callable[[], float]
     save: Callable[[TrainState], None]
     should_stop: Callable[[], bool]
+    restore: Callable[[], TrainState | None] = lambda: None
 
 
 def run_loop(
@@ -71,14 +89,19 @@ def run_loop(
 ) -> TrainState:
     """Train until the budget is used or a stop is asked for; return the state after the last finished step, saved.
 
-    Errors: NonFiniteLoss; the last checkpoint stands.
+    Errors: NonFiniteLoss, as `training.on_bad_step` says; the last checkpoint stands.
     """
     step_seconds, is_saved, finished = 0.0, True, config.budget.progress(state.done) >= 1
     while not (finished or hooks.should_stop()):
         started = time.monotonic()
         rate = learning_rate(config, config.budget.progress(_expected(state.done, config, step_seconds)))
-        batches = source.batches(state.done.steps)
-        outcome = train_step(model, optimizer, batches, rate=rate, clip=config.clip, precision=config.precision)
+        batches, scale = source.batches(state.batches_read), state.loss_scale if config.precision == "float16" else 1.0
+        outcome = train_step(
+            model, optimizer, batches, rate=rate, clip=config.clip, precision=config.precision, scale=scale
+        )
+        if not outcome.is_applied:
+            state = _after_bad_step(state, config, outcome, source, hooks, observers)
+            continue
         step_seconds = time.monotonic() - started
         state = _after(state, outcome, step_seconds)
         progress = config.budget.progress(state.done)
@@ -88,7 +111,7 @@ def run_loop(
         if is_saved or state.done.steps % config.validate_every == 0:
             state = _validate(state, hooks, observers)
         if is_saved:
-            state = _rank(state)
+            state = replace(_rank(state), bad_since_save=0)
             hooks.save(state)
     if not (finished or is_saved):
         hooks.save(state)
@@ -104,7 +127,7 @@ def _expected(done: Done, config: TrainingConfig, step_seconds: float) -> Done:
 def _after(state: TrainState, outcome: StepOutcome, seconds: float) -> TrainState:
     done = state.done
     return replace(
-        state,
+        after_good_step(state),
         done=Done(
             steps=done.steps + 1,
             tokens=done.tokens + outcome.targets,
@@ -113,6 +136,33 @@ def _after(state: TrainState, outcome: StepOutcome, seconds: float) -> TrainStat
         first_nats=outcome.nats if state.first_nats is None else state.first_nats,
         last_nats=outcome.nats,
     )
+
+
+def _after_bad_step(
+    state: TrainState,
+    config: TrainingConfig,
+    outcome: StepOutcome,
+    source: BatchSource,
+    hooks: LoopHooks,
+    observers: Sequence[Observer],
+) -> TrainState:
+    where, action = source.describe(state.batches_read), str(config.on_bad_step)
+    if is_overflow(state, config, outcome):
+        action, after = "overflow", after_overflow(state)
+    else:
+        refuse(state, config, outcome, where)
+        restored = hooks.restore() if config.on_bad_step == "rollback" else None
+        after = pass_over(state, restored)
+    event = BadStepEvent(
+        step=after.done.steps,
+        nats=outcome.nats,
+        gradient_norm=outcome.gradient_norm,
+        action=action,
+        where=where,
+        loss_scale=after.loss_scale,
+    )
+    _tell(observers, event)
+    return after
 
 
 def _step_event(state: TrainState, outcome: StepOutcome, rate: float, progress: float) -> StepEvent:

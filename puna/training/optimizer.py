@@ -1,14 +1,21 @@
-"""AdamW over the parameters that train: matrices decay, vectors (norm gains) do not.
+"""AdamW over the parameters that train: matrices decay, vectors (norm gains) do not. Or Muon for the blocks' matrices.
 
-Source: Loshchilov & Hutter 2017, arXiv:1711.05101.
+    AdamW: w -= rate (m / (sqrt(v) + eps) + decay w)       Loshchilov & Hutter 2017, arXiv:1711.05101
+    Muon:  w -= rate (0.2 sqrt(max(d_out, d_in)) O + decay w), O the nearest orthogonal matrix to the momentum, by five
+           steps of Newton and Schulz in bfloat16          Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982
+
+0.2 sqrt(max) makes the update as large as AdamW's usual one, so that one rate and one decay serve both.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Muon, Optimizer
 
 from puna.training.config import TrainingConfig
 
-__all__ = ["build_optimizer", "trainable"]
+__all__ = ["build_optimizer", "moment_names", "trainable"]
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -16,16 +23,58 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
-    """Fused AdamW; the learning rate is set anew at every step."""
-    weights = trainable(model).values()
-    groups = [
-        {"params": [weight for weight in weights if weight.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [weight for weight in weights if weight.dim() < 2], "weight_decay": 0.0},
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
+    """Fused AdamW, or Muon and AdamW together; the learning rate is set anew at every step."""
+    weights = trainable(model)
+    orthogonal = [
+        name
+        for name, weight in weights.items()
+        if config.optimizer == "muon" and ".layers." in f".{name}" and weight.dim() == 2
     ]
-    return AdamW(
+    others = [weight for name, weight in weights.items() if name not in set(orthogonal)]
+    groups = [
+        {"params": [weight for weight in others if weight.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [weight for weight in others if weight.dim() < 2], "weight_decay": 0.0},
+    ]
+    adamw = AdamW(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         fused=True,
     )
+    if not orthogonal:
+        return adamw
+    muon = Muon(
+        [weights[name] for name in orthogonal],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return _Together(adamw, muon)
+
+
+def moment_names(optimizer: Optimizer, weight: nn.Parameter) -> tuple[str, ...]:
+    """What the optimizer keeps of a parameter between two steps."""
+    is_adamw = not isinstance(optimizer, _Together) or optimizer.is_adamws(weight)
+    return ("exp_avg", "exp_avg_sq", "step") if is_adamw else ("momentum_buffer",)
+
+
+class _Together(Optimizer):
+    """Two optimizers over different parameters that share their groups and their state with this one."""
+
+    def __init__(self, adamw: AdamW, muon: Muon) -> None:
+        super().__init__([*adamw.param_groups, *muon.param_groups], {})
+        self._parts = adamw, muon
+        self._adamws = {id(weight) for group in adamw.param_groups for weight in group["params"]}
+        for part in self._parts:
+            part.state = self.state
+
+    def is_adamws(self, weight: nn.Parameter) -> bool:
+        """Whether AdamW updates a parameter."""
+        return id(weight) in self._adamws
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Let both update their parameters."""
+        for part in self._parts:
+            part.step()
+        return None if closure is None else closure()

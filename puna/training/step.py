@@ -2,7 +2,8 @@
 
     gradient = sum over micro-batches, sum over targets / N,  N = kept targets of the whole step
 
-so that the split into micro-batches changes nothing but rounding. A gradient that is not finite never lands.
+so that the split into micro-batches changes nothing but rounding. What is not finite never lands. In float16 the loss is
+scaled on the way back, and the gradient of the float32 weights scaled down again before it is looked at.
 """
 
 import math
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from puna.errors import BadData, NonFiniteLoss
+from puna.errors import BadData
 from puna.model.batch import Batch
 from puna.model.llama import Llama
 from puna.model.loss import Nats, chunked_nats
@@ -25,16 +26,29 @@ __all__ = ["StepOutcome", "autocast", "batch_nats", "train_step"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutcome:
-    """What one step saw: mean nats, how many targets, the gradient's norm before clipping."""
+    """What one step saw: mean nats, how many targets, the gradient's norm before clipping; whether the update was applied."""
 
     nats: float
     targets: int
     gradient_norm: float
 
+    @property
+    def is_loss_finite(self) -> bool:
+        """Whether the way forward gave a number."""
+        return math.isfinite(self.nats)
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the parameters were changed: only by finite numbers."""
+        return self.is_loss_finite and math.isfinite(self.gradient_norm)
+
+
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Products in the given precision; weights, norms, softmax, angles and loss stay float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, dtype=_TYPES[precision], enabled=precision != "float32")
 
 
 def batch_nats(model: Llama, batch: Batch) -> Nats:
@@ -44,12 +58,20 @@ def batch_nats(model: Llama, batch: Batch) -> Nats:
 
 
 def train_step(
-    model: Llama, optimizer: Optimizer, batches: Sequence[Batch], *, rate: float, clip: float, precision: Precision
+    model: Llama,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    *,
+    rate: float,
+    clip: float,
+    precision: Precision,
+    scale: float = 1.0,
 ) -> StepOutcome:
-    """Change the trainable parameters once.
+    """Change the trainable parameters once, unless the loss or the gradient is not finite: then nothing is changed.
 
     Args:   rate: learning rate of this step; clip: the gradient's largest norm; batches may lie on any device.
-    Errors: NonFiniteLoss, BadData (no target), before anything is changed.
+            scale: of the loss on the way back, a power of two.
+    Errors: BadData (no target), before anything is changed.
     """
     device = model.norm.weight.device
     targets = sum(batch.targets for batch in batches)
@@ -62,17 +84,17 @@ def train_step(
     for batch in batches:
         with autocast(precision, device):
             nats = batch_nats(model, batch.to(device))
-        (nats.sum / targets).backward()
+        (nats.sum * (scale / targets)).backward()
         total += float(nats.sum.detach())
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if scale != 1:
+        torch._foreach_div_([weight.grad for weight in weights if weight.grad is not None], scale)
     norm = float(nn.utils.clip_grad_norm_(weights, clip, foreach=True))
-    if not (math.isfinite(total) and math.isfinite(norm)):
+    outcome = StepOutcome(nats=total / targets, targets=targets, gradient_norm=norm)
+    if not outcome.is_applied:
         optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteLoss(
-            f"loss {total / targets} with gradient norm {norm}; the update was not applied",
-            "lower the learning rate, or look at the data of this step",
-        )
+        return outcome
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    return StepOutcome(nats=total / targets, targets=targets, gradient_norm=norm)
+    return outcome

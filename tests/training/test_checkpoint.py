@@ -26,9 +26,9 @@ CONFIG = TrainingConfig(budget=StepBudget(steps=1))
 RECORD = {"recipe": "abc"}
 
 
-def worked(model: Any, seed: int = 0) -> torch.optim.Optimizer:
+def worked(model: Any, seed: int = 0, config: TrainingConfig = CONFIG) -> torch.optim.Optimizer:
     """An optimizer with moments."""
-    optimizer, generator = build_optimizer(model, CONFIG), torch.Generator().manual_seed(seed)
+    optimizer, generator = build_optimizer(model, config), torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         weight.grad = torch.empty_like(weight).normal_(generator=generator)
     optimizer.step()
@@ -67,6 +67,22 @@ def test_everything_comes_back_to_the_bit(tiny, build_llama, saved: Path) -> Non
         assert torch.equal(weight, twin), name
         for key, moment in optimizer.state[weight].items():
             assert torch.equal(moment, restored.state[twin][key]), (name, key)
+
+
+def test_the_momentum_of_muon_comes_back_and_is_not_taken_for_adamws(tiny, build_llama, tmp_path: Path) -> None:
+    config, other = replace(CONFIG, optimizer="muon"), build_llama(seed=9)
+    optimizer = worked(tiny, 1, config)
+    path, restored = save_checkpoint(tmp_path, tiny, optimizer, state(12), RECORD), build_optimizer(other, config)
+    load_checkpoint(path, other, restored, "abc")
+    for model, each in ((tiny, optimizer), (other, restored)):
+        generator = torch.Generator().manual_seed(3)
+        for weight in trainable(model).values():
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        each.step()
+    for name, weight in trainable(tiny).items():
+        assert torch.equal(weight, trainable(other)[name]), name
+    with pytest.raises(CheckpointMismatch, match=r"missing from the checkpoint|unknown to this model"):
+        load_checkpoint(path, other, build_optimizer(other, CONFIG), "abc")
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", MANIFEST])

@@ -20,6 +20,9 @@ class Numbers:
         ids = (torch.arange(9)[None] + step) % 512
         return [Batch(ids_BT=ids[:, :-1], targets_BT=ids[:, 1:])]
 
+    def describe(self, step: int) -> str:
+        return f"row {step}"
+
 
 @dataclass
 class Trace:

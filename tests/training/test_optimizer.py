@@ -1,9 +1,12 @@
-"""AdamW: matrices decay, gains do not, each parameter stands in one group."""
+"""AdamW: matrices decay, gains do not, each parameter stands in one group. Muon: the blocks' matrices, orthogonally."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from puna.training.config import StepBudget, TrainingConfig
-from puna.training.optimizer import build_optimizer, trainable
+from puna.training.optimizer import build_optimizer, moment_names, trainable
 
 CONFIG = TrainingConfig(budget=StepBudget(steps=1), weight_decay=0.3, beta1=0.8, beta2=0.9)
 
@@ -43,3 +46,30 @@ def test_decay_alone_shrinks_matrices_by_the_rate_times_the_decay(tiny) -> None:
     for name, weight in trainable(tiny).items():
         factor = 1 - 0.5 * 0.3 if weight.dim() >= 2 else 1
         torch.testing.assert_close(weight.detach(), before[name] * factor, rtol=1e-6, atol=0)
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(tiny) -> None:
+    optimizer = build_optimizer(tiny, replace(CONFIG, optimizer="muon"))
+    members = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
+    assert sorted(members) == sorted(id(weight) for weight in tiny.parameters())
+    muons = {
+        name for name, weight in trainable(tiny).items() if moment_names(optimizer, weight) == ("momentum_buffer",)
+    }
+    assert muons == {name for name, weight in trainable(tiny).items() if "proj" in name}
+    assert moment_names(build_optimizer(tiny, CONFIG), tiny.layers[0].mlp.up_proj.weight)[0] == "exp_avg"
+
+
+def test_a_step_of_muon_is_the_rate_times_an_orthogonal_matrix_of_adamws_size(tiny) -> None:
+    optimizer = build_optimizer(tiny, replace(CONFIG, optimizer="muon", weight_decay=0.0))
+    weight = tiny.layers[0].mlp.up_proj.weight
+    before, generator = weight.detach().clone(), torch.Generator().manual_seed(0)
+    for each in tiny.parameters():
+        each.grad = torch.randn(each.shape, generator=generator)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+    optimizer.step()
+    update = (before - weight.detach()) / 0.5
+    singular = torch.linalg.svdvals(update) / (0.2 * max(weight.shape) ** 0.5)
+    assert ((singular > 0.6) & (singular < 1.3)).all()  # five steps bring them near 1
+    assert update.pow(2).mean().sqrt() == pytest.approx(0.2, rel=0.2)
+    assert set(optimizer.state[weight]) == {"momentum_buffer"}
