@@ -23,16 +23,22 @@ PAGES = (
 )
 
 
-def best_seconds(limit: float, *arguments: str) -> float:
-    """The best of up to fifteen runs of `puna ... --help`; the first one below the limit is enough."""
-    best = float("inf")
+def seconds(*arguments: str) -> float:
+    """How long Python takes with these arguments."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def answers_within(times: float, *arguments: str) -> bool:
+    """Whether one of fifteen runs of `puna ... --help` takes less than so many times the parser's own import, run beside it."""
+    parser, page = float("inf"), float("inf")
     for _ in range(15):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "puna", *arguments, "--help"], check=True, stdout=subprocess.DEVNULL)
-        best = min(best, time.perf_counter() - started)
-        if best < limit:
-            break
-    return best
+        parser = min(parser, seconds("-c", "import cyclopts"))
+        page = min(page, seconds("-m", "puna", *arguments, "--help"))
+        if page < times * parser:
+            return True
+    return False
 
 
 def command(path: tuple[str, ...]) -> App:
@@ -42,13 +48,13 @@ def command(path: tuple[str, ...]) -> App:
     return found
 
 
-def test_help_answers_in_under_three_tenths_of_a_second() -> None:
-    assert best_seconds(0.3) < 0.3
+def test_help_takes_little_more_than_its_parser() -> None:
+    assert answers_within(4)
 
 
 @pytest.mark.parametrize("path", PAGES[1:], ids=" ".join)
-def test_every_page_of_help_answers_in_under_a_second(path: tuple[str, ...]) -> None:
-    assert best_seconds(1.0, *path) < 1.0
+def test_no_page_of_help_takes_long(path: tuple[str, ...]) -> None:
+    assert answers_within(10, *path)
 
 
 @pytest.mark.parametrize("path", [(), ("demo",), ("plan",)], ids=" ".join)
