@@ -22,6 +22,7 @@ import sentencepiece
 import tiktoken
 import tokenizers
 
+from puna.text.corpus import Document, cut_documents
 from puna.tokens.byte_level import LLAMA3_PATTERN
 from puna.tokens.ranks import RankEncoding, parse_ranks
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -49,13 +50,7 @@ def encoders(path: Path, ours: Tokenizer) -> dict[str, Encoder]:
 
 def documents(text: str) -> list[str]:
     """Pieces of a text, cut at line ends, repeated to TOTAL bytes."""
-    pieces, piece = [], ""
-    for line in text.splitlines(keepends=True):
-        piece += line
-        if len(piece.encode()) >= DOCUMENT:
-            pieces.append(piece)
-            piece = ""
-    pieces.append(piece)
+    pieces = [piece.text for piece in cut_documents([Document(text=text, source="text", name="text")], DOCUMENT)]
     return pieces * max(1, TOTAL // len(text.encode()))
 
 

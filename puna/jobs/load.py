@@ -1,7 +1,6 @@
 """puna.load(path): a model with its tokenizer, ready to be called and to generate, with or without an adapter."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from puna.model.llama import Llama
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.adapters import ADAPTER_CONFIG, load_adapter, read_base_path
 from puna.weights.checkpoint import CheckpointHeader
-from puna.weights.headers import find_checkpoint, read_header
+from puna.weights.headers import find_checkpoint, is_hub_name, read_header
 from puna.weights.loading import load_llama, weights_sha256
 from puna.weights.meta import MetaSettings
 from puna.weights.vocabulary import tokenizer_of
 
 __all__ = ["LoadedModel", "find_base", "find_model", "is_adapter", "load", "load_adapter_for"]
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _DEFAULT_NEW_TOKENS = 128
 
 
@@ -166,7 +164,7 @@ def _attach(llama: Llama, base: CheckpointHeader, path: Path) -> list[str]:
 def _nothing_there(name: str, path: Path) -> UsageError:
     if name in PRESETS:
         return _no_weights(f"'{name}' is a preset and")
-    if _HUB_NAME.fullmatch(name) and not path.parent.exists():
+    if is_hub_name(name) and not path.parent.exists():
         return UsageError(
             f"{name}: no such folder; models are not downloaded",
             f"hf download {name} --local-dir {path.name}, then name that folder",

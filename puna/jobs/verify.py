@@ -21,7 +21,7 @@ from puna.jobs.load import LoadedModel, find_base, find_model, is_adapter, load
 from puna.jobs.machine import choose_device
 from puna.jobs.proof_texts import PROOF_TEXTS
 from puna.text.corpus import read_documents
-from puna.weights.headers import read_header
+from puna.weights.headers import read_config
 from puna.weights.meta import MetaSettings
 
 __all__ = ["TOLERANCE", "VerifyResult", "verify"]
@@ -141,8 +141,7 @@ def _common_ground(first: str | Path, second: str | Path, meta: MetaSettings | N
 
 
 def _config(path: str | Path, meta: MetaSettings | None) -> ModelConfig:
-    place = find_base(path) if is_adapter(Path(path)) else find_model(path)
-    return read_header(find_model(place), meta).config
+    return read_config(find_base(path) if is_adapter(Path(path)) else find_model(path), meta)
 
 
 def _logits(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Iterator[Tensor]:

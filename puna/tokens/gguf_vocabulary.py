@@ -35,8 +35,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], path: object) -> Tokenizer:
         raise FormatError(path, f"{_PREFIX}token_type", f"{len(tokens)} types", len(types))
     ids = {role: keys.index(key, len(tokens)) for key, role in _ROLES.items()}
     config = {**PLAIN_CONFIG, **{role: tokens[index] for role, index in ids.items() if index is not None}}
-    while types and types[-1] == UNUSED:  # rows of the embedding without a token
-        tokens, types = tokens[:-1], types[:-1]
+    used = next((count for count in range(len(types), 0, -1) if types[count - 1] != UNUSED), 0)
+    tokens, types = tokens[:used], types[:used]  # behind them: rows of the embedding without a token
     encoding: Encoding
     if kind == "gpt2":
         adds_bos = keys.flag("add_bos_token", default=keys.text("pre") != "gpt-2")

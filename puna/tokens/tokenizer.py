@@ -8,7 +8,7 @@ Every byte has a token, so every text has ids and decode(encode(s)) = s. Special
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,7 @@ class Tokenizer:
             again: Encoding = _from_sentencepiece(data, path, {}, None).encoding
         else:
             tokens = parse_ranks(data, path)
-            is_ours = len(tokens) + len(SPECIALS) == self.vocab_size
-            again = RankEncoding(tokens, SPECIALS if is_ours else llama3_names(is_31=is_31), path)
+            again = RankEncoding(tokens, _names_after(tokens, self.vocab_size, is_31=is_31), path)
         if (again.table, again.specials) != (self.encoding.table, self.specials):
             raise UsageError(
                 "a tokenizer.model cannot say all tokens of this tokenizer: some were added, or special ones renamed",
@@ -250,12 +249,15 @@ def _from_ranks(data: bytes, file: Path, beside: Mapping[str, Any], template: st
     params_file = file.with_name("params.json")
     params = read_json(params_file) if params_file.is_file() else {}
     params = params if isinstance(params, dict) else {}
-    size = params.get("vocab_size", -1)
-    names = llama3_names(is_31=params.get("use_scaled_rope") is True)
-    if type(size) is int and size == len(tokens) + len(SPECIALS):
-        names = SPECIALS
+    names = _names_after(tokens, params.get("vocab_size"), is_31=params.get("use_scaled_rope") is True)
     config = {**PLAIN_CONFIG, "bos_token": BOS, "eos_token": EOS, **beside}
     return Tokenizer(RankEncoding(tokens, names, file), config, file, chat_template=template)
+
+
+def _names_after(tokens: Sequence[bytes], size: object, *, is_31: bool) -> tuple[str, ...]:
+    """The special tokens behind the ranks: ours where a vocabulary of this size has room for no more, else Llama 3's."""
+    is_ours = type(size) is int and size == len(tokens) + len(SPECIALS)
+    return SPECIALS if is_ours else llama3_names(is_31=is_31)
 
 
 def _text(file: Path) -> str:

@@ -53,13 +53,17 @@ class WindowSource:
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of a step, counted from 0."""
         batch, micro = self._config.batch, self._config.micro_batch
-        windows = [self._window(source, turn) for source, turn in self._turns.take(step * batch, batch)]
+        windows = self._windows(step)
         return [self._collate(windows[start : start + micro]) for start in range(0, batch, micro)]
 
     def describe(self, step: int) -> str:
         """Each window's source and documents, counted from 0 in its shards."""
-        turns = _Turns(self._turns.mixture).take(step * self._config.batch, self._config.batch)
-        return ", ".join(self._place(*self._window(source, turn)) for source, turn in turns)
+        return ", ".join(self._place(source, start) for source, start in self._windows(step))
+
+    def _windows(self, step: int) -> list[tuple[int, int]]:
+        """The source of each window of a step, and where it starts there."""
+        batch = self._config.batch
+        return [self._window(source, turn) for source, turn in self._turns.take(step * batch, batch)]
 
     def _place(self, source: int, start: int) -> str:
         ends = self._shards[source].document_ends
@@ -107,7 +111,7 @@ class _Turns:
     """(source, how often it was served before) for each window, going on from the last call without counting anew."""
 
     def __init__(self, mixture: Mixture) -> None:
-        self.mixture = mixture
+        self._mixture = mixture
         self._jump(0)
 
     def take(self, start: int, count: int) -> list[tuple[int, int]]:
@@ -123,8 +127,8 @@ class _Turns:
 
     def _jump(self, start: int) -> None:
         self._position = start
-        self._served = list(self.mixture.counts(start))
-        self._sources = islice(self.mixture, start % sum(self.mixture.weights), None)
+        self._served = list(self._mixture.counts(start))
+        self._sources = islice(self._mixture, start % sum(self._mixture.weights), None)
 
 
 def _key(seed: int, source: int, epoch: int) -> int:

@@ -26,12 +26,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
     """Fused AdamW, or Muon and AdamW together; the learning rate is set anew at every step."""
     weights = trainable(model)
-    orthogonal = [
-        name
+    orthogonal = {
+        name: weight
         for name, weight in weights.items()
         if config.optimizer == "muon" and ".layers." in f".{name}" and weight.dim() == 2
-    ]
-    others = [weight for name, weight in weights.items() if name not in set(orthogonal)]
+    }
+    others = [weight for name, weight in weights.items() if name not in orthogonal]
     groups = [
         {"params": [weight for weight in others if weight.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [weight for weight in others if weight.dim() < 2], "weight_decay": 0.0},
@@ -45,7 +45,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
     if not orthogonal:
         return adamw
     muon = Muon(
-        [weights[name] for name in orthogonal],
+        orthogonal.values(),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         adjust_lr_fn="match_rms_adamw",

@@ -14,7 +14,7 @@ from puna.weights.meta import PARAMS_FILE, MetaSettings
 from puna.weights.meta_folder import read_meta_folder
 from puna.weights.strict_json import read_object
 
-__all__ = ["find_checkpoint", "read_config", "read_header"]
+__all__ = ["find_checkpoint", "is_hub_name", "read_config", "read_header"]
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -59,6 +59,11 @@ def find_checkpoint(path: Path) -> Path:
     raise FormatError(path, "format", "a folder with config.json and model.safetensors", "no config.json")
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a path that is not here reads like `owner/model` on a hub."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
 def _is_gguf(path: Path) -> bool:
     return path.suffix == ".gguf"
 
@@ -69,7 +74,7 @@ def _is_meta(path: Path) -> bool:
 
 def _refuse_what_is_there(path: Path) -> None:
     if not path.exists():
-        hint = f"hf download {path} --local-dir {path.name}" if _HUB_NAME.fullmatch(str(path)) else "check the path"
+        hint = f"hf download {path} --local-dir {path.name}" if is_hub_name(str(path)) else "check the path"
         raise FormatError(path, "format", "a checkpoint", "no such file or folder", hint)
     if (path / "adapter_config.json").is_file() or (path / "adapter" / "adapter_config.json").is_file():
         raise FormatError(path, "format", "a model", "an adapter", "name its base, and this one with --adapter")

@@ -135,20 +135,25 @@ def meta_params(config: ModelConfig) -> dict[str, Any]:
 
 def meta_unsaid(config: ModelConfig) -> list[str]:
     """What a reader of a model's Meta folder must say himself, since the format stores it nowhere and the default is another."""
-    is_scaled = isinstance(config.rope_scaling, Llama3Scaling)
-    context = _LONG_CONTEXT if is_scaled else _LLAMA_3_CONTEXT if config.rope_theta == _LLAMA_3_THETA else None
-    unsaid = []
-    if config.max_seq_len != context:
+    scaling, unsaid = config.rope_scaling, []
+    is_scaled = isinstance(scaling, Llama3Scaling)
+    if config.max_seq_len != _default_context(config.rope_theta, is_scaled=is_scaled):
         unsaid.append(f"the context: --set weights.meta_max_seq_len={config.max_seq_len} reads it back")
-    if isinstance(config.rope_scaling, Llama3Scaling) and config.rope_scaling.factor != _factor(
-        (config.dim, config.n_layers)
-    ):
-        unsaid.append(f"RoPE's factor: --set weights.meta_rope_factor={config.rope_scaling.factor:g} reads it back")
+    if isinstance(scaling, Llama3Scaling) and scaling.factor != _default_factor(config.dim, config.n_layers)[0]:
+        unsaid.append(f"RoPE's factor: --set weights.meta_rope_factor={scaling.factor:g} reads it back")
     return unsaid
 
 
-def _factor(shape: tuple[int, int]) -> float:
-    return 32.0 if shape in _FACTOR_32 else 8.0
+def _default_factor(dim: int, n_layers: int) -> tuple[float, str]:
+    """RoPE's factor, and the release that has it."""
+    return (32.0, "Llama 3.2") if (dim, n_layers) in _FACTOR_32 else (8.0, "Llama 3.1")
+
+
+def _default_context(theta: float, *, is_scaled: bool) -> int | None:
+    """The context that a release with this base has; None where the base does not tell."""
+    if is_scaled:
+        return _LONG_CONTEXT
+    return _LLAMA_3_CONTEXT if theta == _LLAMA_3_THETA else None
 
 
 def join_axis(folder: Path, expected: ExpectedTensor, pieces: Sequence[TensorHeader]) -> int | None:
@@ -218,8 +223,7 @@ def _rope_scaling(record: JsonObject, settings: MetaSettings) -> tuple[RopeScali
         return NoScaling(), ()
     if settings.meta_rope_factor is not None:
         return Llama3Scaling(factor=settings.meta_rope_factor), ()
-    factor = _factor((record.integer("dim"), record.integer("n_layers")))
-    like = "Llama 3.1" if factor == _factor((0, 0)) else "Llama 3.2"
+    factor, like = _default_factor(record.integer("dim"), record.integer("n_layers"))
     notice = (
         f"{record.path}: RoPE's factor is not stored; {factor:g} taken, as in {like} "
         "(--set weights.meta_rope_factor=N says otherwise)"
@@ -230,10 +234,10 @@ def _rope_scaling(record: JsonObject, settings: MetaSettings) -> tuple[RopeScali
 def _max_seq_len(record: JsonObject, settings: MetaSettings) -> int:
     if settings.meta_max_seq_len is not None:
         return settings.meta_max_seq_len
-    if record.flag("use_scaled_rope", default=False):
-        return _LONG_CONTEXT
-    if record.number("rope_theta", 10_000.0) == _LLAMA_3_THETA:
-        return _LLAMA_3_CONTEXT
+    is_scaled = record.flag("use_scaled_rope", default=False)
+    context = _default_context(record.number("rope_theta", 10_000.0), is_scaled=is_scaled)
+    if context is not None:
+        return context
     raise FormatError(
         record.path, "context", "a length, which Meta's format does not store", "rope_theta of Llama 1 or 2",
         "puna weights convert FOLDER OUT --to hf --set weights.meta_max_seq_len=4096 (Llama 2; 2048 for Llama 1)",

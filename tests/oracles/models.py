@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import tokenizers
 import torch
 
 from puna.arch.config import ModelConfig
@@ -15,6 +14,7 @@ from puna.tokens.tokenizer import Tokenizer, tokenizer_from_json
 from puna.weights.conversion import convert_checkpoint
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
+from tests.gpt2_vocabulary import learn_gpt2_json
 
 __all__ = ["IDS", "SHAPES", "TEXTS", "build_model", "build_tokenizer", "write_gguf_file"]
 
@@ -65,18 +65,9 @@ def build_tokenizer(name: str) -> Tokenizer:
 
 
 def _learn_gpt2(lines: list[str]) -> Tokenizer:
-    """What the tokenizers library makes where nothing else is asked for: GPT-2's pattern, special tokens first."""
-    learned = tokenizers.Tokenizer(tokenizers.models.BPE())
-    learned.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learned.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=_BASE.vocab_size,
-        special_tokens=["<|begin|>", "<|end|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    learned.train_from_iterator(lines, trainer)
-    return tokenizer_from_json(learned.to_str(), {"bos_token": "<|begin|>", "eos_token": "<|end|>"})
+    """A vocabulary whose words are GPT-2's."""
+    text = learn_gpt2_json(lines, _BASE.vocab_size, ["<|begin|>", "<|end|>"])
+    return tokenizer_from_json(text, {"bos_token": "<|begin|>", "eos_token": "<|end|>"})
 
 
 def write_gguf_file(name: str, folder: Path, dtype: str | None = None) -> Path:

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import tokenizers
 
 from puna.errors import FormatError, UsageError
 from puna.tokens.gguf_vocabulary import gguf_metadata, tokenizer_from_gguf
@@ -15,6 +14,7 @@ from puna.tokens.learning import learn_tokenizer
 from puna.tokens.tokenizer import load_tokenizer, tokenizer_from_json
 from puna.weights.gguf import read_gguf
 from puna.weights.gguf_writer import write_gguf
+from tests.gpt2_vocabulary import learn_gpt2_json
 from tests.mutations import MUTATIONS, mutate
 
 LINES = ("the llama went home, the other llamas did not\n", "猫 在 沙发 上 睡觉, and 12345 more\n")
@@ -49,16 +49,8 @@ def pieces() -> list[tuple[str, float, int]]:
 
 
 def gpt2_json() -> str:
-    """What the tokenizers library makes where nothing else is asked for; its special tokens come first."""
-    learned = tokenizers.Tokenizer(tokenizers.models.BPE())
-    learned.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learned.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    learned.train_from_iterator(LINES, trainer)
-    return learned.to_str()
+    """A small vocabulary whose words are GPT-2's."""
+    return learn_gpt2_json(LINES, 300, ["<s>", "</s>"])
 
 
 @pytest.fixture(scope="module")

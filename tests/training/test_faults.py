@@ -1,6 +1,7 @@
 """Steps that are not finite: nothing of them lands, their data are passed over, and the run ends as if they were not there."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,15 +22,16 @@ ALWAYS = frozenset(range(1000))
 class Numbers:
     """One row of 8 tokens a step; while a step of `poison` is read, the model's gain has a gradient of infinity."""
 
-    def __init__(self, model: Any, poison: frozenset[int] = frozenset()) -> None:
+    def __init__(self, model: Any, poison: frozenset[int] = frozenset(), rows: Sequence[int] = range(1000)) -> None:
         self.read: list[int] = []
+        self._rows = rows
         self._poison, self._is_bad = poison, False
         model.norm.weight.register_hook(lambda gradient: gradient * torch.inf if self._is_bad else gradient)
 
     def batches(self, step: int) -> list[Batch]:
         self.read.append(step)
         self._is_bad = step in self._poison
-        ids = (torch.arange(9)[None] * 7 + step) % 512
+        ids = (torch.arange(9)[None] * 7 + self._rows[step]) % 512
         return [Batch(ids_BT=ids[:, :-1], targets_BT=ids[:, 1:])]
 
     def describe(self, step: int) -> str:
@@ -70,11 +72,7 @@ def test_skipping_is_as_if_the_bad_rows_had_not_been_there(tiny) -> None:
     bad = [event for event in events if isinstance(event, BadStepEvent)]
     assert [(event.action, event.where, event.step) for event in bad] == [("skip", "row 2", 2), ("skip", "row 5", 4)]
 
-    class Good(Numbers):
-        def batches(self, step: int) -> list[Batch]:
-            return super().batches([0, 1, 3, 4, 6, 7][step])
-
-    run(other, Good(other))
+    run(other, Numbers(other, rows=(0, 1, 3, 4, 6, 7)))
     assert all(torch.equal(a, b) for a, b in zip(tiny.parameters(), other.parameters(), strict=True))
 
 
@@ -85,11 +83,7 @@ def test_rolling_back_goes_on_behind_the_bad_row_from_the_last_checkpoint(tiny, 
     assert [event.step for event in events if isinstance(event, StepEvent)] == [1, 2, 3, 3, 4, 5, 6]
     assert (state.passed_over, state.bad_steps, state.bad_since_save) == (2, 1, 0)
 
-    class Behind(Numbers):
-        def batches(self, step: int) -> list[Batch]:
-            return super().batches([0, 1, 4, 5, 6, 7][step])
-
-    run(other, Behind(other))
+    run(other, Numbers(other, rows=(0, 1, 4, 5, 6, 7)))
     assert all(torch.equal(a, b) for a, b in zip(tiny.parameters(), other.parameters(), strict=True))
 
 
