@@ -55,7 +55,7 @@ def adapt(
     """
     from puna.jobs import adapt as job
     from puna.jobs.machine import use_threads
-    from puna.jobs.train import training_flags
+    from puna.jobs.train_recipe import training_flags
 
     use_threads(machine.threads)
     if not resume and not (model and data):

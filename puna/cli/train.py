@@ -11,7 +11,8 @@ from puna.cli.progress import training_progress
 from puna.report.numbers import human_bytes
 
 if TYPE_CHECKING:
-    from puna.jobs.train import DryRun, TrainRecipe
+    from puna.jobs.train import DryRun
+    from puna.jobs.train_recipe import TrainRecipe
 
 __all__ = ["app"]
 
@@ -59,18 +60,19 @@ def train(
     """
     from puna.jobs import train as job
     from puna.jobs.machine import use_threads
+    from puna.jobs.train_recipe import parse_source, resumed_recipe, train_recipe, training_flags
 
     use_threads(machine.threads)
     if resume:
-        recipe = job.resumed_recipe(out)
+        recipe = resumed_recipe(out)
     else:
-        recipe = job.train_recipe(
+        recipe = train_recipe(
             model=model,
-            data=[job.parse_source(text) for text in data],
+            data=[parse_source(text) for text in data],
             validation=validation,
             recipe=recipes.recipe,
             settings=recipes.settings,
-            training=job.training_flags(
+            training=training_flags(
                 steps=steps,
                 tokens=tokens,
                 seconds=seconds,

@@ -29,7 +29,8 @@ from puna.jobs.doctor import choose_precision
 from puna.jobs.load import LoadedModel, load
 from puna.jobs.recipe import dump_recipe, fill, read_recipe
 from puna.jobs.run_folder import RunFolder, refuse_foreign
-from puna.jobs.train import DataSource, TrainRecipe, TrainResult, resumed_recipe, train
+from puna.jobs.train import TrainResult, train
+from puna.jobs.train_recipe import DataSource, TrainRecipe, resumed_recipe
 from puna.model.linears.lora import LoraSettings
 from puna.text.corpus import Document
 from puna.tokens.learning import learn_tokenizer

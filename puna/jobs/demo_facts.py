@@ -8,7 +8,8 @@ from puna.evaluation.perplexity import Likelihood
 from puna.generation.decode import Completion
 from puna.jobs.adapt import AdaptResult, MergeResult
 from puna.jobs.compress import Compressed
-from puna.jobs.train import TrainRecipe, TrainResult
+from puna.jobs.train import TrainResult
+from puna.jobs.train_recipe import TrainRecipe
 from puna.report.labels import label
 
 __all__ = ["DemoFacts", "Sample", "Scores", "TextFacts"]

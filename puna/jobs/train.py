@@ -1,20 +1,15 @@
 """Pretraining: token shards -> a model folder, through checkpoints that survive any interruption."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from puna.arch.config import ModelConfig
-from puna.arch.presets import PRESETS, find_preset
 from puna.errors import CheckpointMismatch, UsageError
-from puna.jobs.doctor import choose_precision
 from puna.jobs.held_out import first_words, hold_out, judge, windows_to_judge, write_sample
-from puna.jobs.load import find_model
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
-from puna.jobs.recipe import apply_settings, fill, read_recipe, section
 from puna.jobs.run_folder import RunFolder, open_run, run_training
 from puna.jobs.run_report import (
     learning_sections,
@@ -24,6 +19,7 @@ from puna.jobs.run_report import (
     write_unfinished_report,
 )
 from puna.jobs.sections import memory_section, model_section, read_history
+from puna.jobs.train_recipe import DataSource, TrainRecipe
 from puna.model.init import initialise
 from puna.model.llama import Llama
 from puna.planning.counting import parameter_count
@@ -40,55 +36,18 @@ from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TokenBudget, TrainingConfig
 from puna.training.loop import Observer
 from puna.weights.folder import save_folder
-from puna.weights.headers import read_config, read_header
+from puna.weights.headers import read_header
 from puna.weights.loading import load_llama
 from puna.weights.vocabulary import tokenizer_of
 
 __all__ = [
-    "DataSource",
     "DryRun",
-    "TrainRecipe",
     "TrainResult",
     "dry_run",
-    "parse_source",
     "planned_memory",
-    "resumed_recipe",
     "train",
-    "train_recipe",
     "train_rows",
-    "training_flags",
-    "training_table",
 ]
-
-_DEFAULT_PRESET = "small"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSource:
-    """A folder of token shards and its weight in the mixture; without weights sources count by their tokens."""
-
-    path: Path
-    weight: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainRecipe:
-    """Everything a pretraining run depends on. `start` is a model folder to continue from."""
-
-    model: ModelConfig
-    training: TrainingConfig
-    data: tuple[DataSource, ...]
-    validation: Path | None = None
-    start: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not self.data:
-            raise UsageError("data: expected at least one folder of token shards", "puna tokens build makes one")
-        if self.training.seq > self.model.max_seq_len:
-            raise UsageError(
-                f"training.seq: expected at most model.max_seq_len = {self.model.max_seq_len}, got {self.training.seq}",
-                "shorten --seq, or raise --set model.max_seq_len",
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,46 +81,6 @@ class DryRun:
     tokens: dict[str, int]
     shares: dict[str, float]
     epochs: dict[str, float]
-
-
-def train_recipe(
-    *,
-    model: str | None = None,
-    data: Sequence[DataSource] = (),
-    training: Mapping[str, Any],
-    validation: Path | None = None,
-    recipe: Path | None = None,
-    settings: Sequence[str] = (),
-) -> TrainRecipe:
-    """Put a recipe together: defaults < recipe file < settings < flags; None and an empty list are flags not given.
-
-    Args: model: a preset or a model to continue; a recipe names it as `preset`. Without either it is `small`.
-          training: what `training_flags` made of the flags.
-    A preset's vocabulary is replaced by that of the data's tokenizer unless the recipe or a setting names one.
-    """
-    table = apply_settings({} if recipe is None else read_recipe(recipe), settings)
-    given, named = section(table, "model"), table.pop("preset", _DEFAULT_PRESET)
-    preset = str(named if model is None else model)
-    if data:
-        table["data"] = [_plain(asdict(item)) for item in data]
-    if validation is not None:
-        table["validation"] = str(validation)
-    if preset in PRESETS:
-        config = asdict(find_preset(preset).config)
-        if "vocab_size" not in given:
-            config["vocab_size"] = _vocabulary(table)
-    else:
-        config = asdict(read_config(find_model(preset)))
-        table["start"] = str(find_model(preset))
-    budget = {"budget": {"kind": "steps", "steps": 1000}}
-    table["training"] = training_table(budget, section(table, "training"), training)
-    table["model"] = {**config, **given}
-    return fill(TrainRecipe, table)
-
-
-def resumed_recipe(out: Path) -> TrainRecipe:
-    """The recipe that a run was started with. Errors: UsageError where there is none."""
-    return fill(TrainRecipe, read_recipe(RunFolder(out).recipe))
 
 
 def train(
@@ -247,17 +166,6 @@ def train_rows(result: TrainResult, lang: str = "en") -> list[tuple[str, str]]:
     ]
 
 
-def parse_source(text: str) -> DataSource:
-    """`DIR` or `DIR:weight`. Errors: UsageError for a weight that is no number."""
-    path, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return DataSource(path=Path(text))
-    try:
-        return DataSource(path=Path(path), weight=float(weight))
-    except ValueError:
-        raise UsageError(f"--data {text}: expected DIR or DIR:weight", "for example --data prose:0.7") from None
-
-
 def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
     batch, checkpointing = min(training.batch, training.micro_batch), training.checkpoint_activations
@@ -265,38 +173,6 @@ def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
         method=FullTraining(), seq=training.seq, batch=batch, base="float32", checkpointing=checkpointing
     )
     return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
-
-
-def training_flags(
-    *,
-    steps: int | None = None,
-    tokens: int | None = None,
-    seconds: float | None = None,
-    precision: str = "auto",
-    **given: Any,
-) -> dict[str, Any]:
-    """The [training] table of the flags that were given; None and `auto` were not.
-
-    Errors: UsageError for more than one budget (steps, tokens or seconds).
-    """
-    budgets = {"steps": steps, "tokens": tokens, "seconds": seconds}
-    named = [name for name, value in budgets.items() if value is not None]
-    if len(named) > 1:
-        raise UsageError(f"expected one budget, got --{' and --'.join(named)}", "give steps, tokens or seconds")
-    table = {name: value for name, value in given.items() if value is not None}
-    for name in named:
-        table["budget"] = {"kind": name, name: budgets[name]}
-    return table if precision == "auto" else {**table, "precision": precision}
-
-
-def training_table(defaults: Mapping[str, Any], given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The [training] table: defaults < recipe and settings < flags; the precision measured, a step in one micro-batch."""
-    table = {**defaults, **given, **flags}
-    if table.get("precision", "auto") == "auto":
-        table["precision"] = choose_precision("auto")
-    if "batch" in table:
-        table.setdefault("micro_batch", table["batch"])
-    return table
 
 
 def _build(recipe: TrainRecipe) -> Llama:
@@ -343,21 +219,6 @@ def _check_tokenizer(shards: Sequence[Shards], recipe: TrainRecipe) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sources:
-    """The [[data]] tables alone."""
-
-    data: tuple[DataSource, ...]
-
-
-def _vocabulary(table: Mapping[str, Any]) -> int:
-    """The vocabulary of the data's tokenizer. Errors: UsageError without data."""
-    sources = fill(_Sources, {"data": table.get("data", [])}).data
-    if not sources:
-        raise UsageError("expected --data", "puna tokens build makes a folder of token shards")
-    return open_shards(sources[0].path).vocab_size
-
-
 def _weights(sources: Sequence[DataSource], shards: Sequence[Shards]) -> tuple[int, ...]:
     """Whole-number weights, at least 1: a source that was named is read."""
     given = [source.weight for source in sources]
@@ -366,10 +227,6 @@ def _weights(sources: Sequence[DataSource], shards: Sequence[Shards]) -> tuple[i
     if any(weight is None or not 0 < weight < math.inf for weight in given):
         raise UsageError("--data: expected a weight above 0 for every source or for none", "--data a:0.7 --data b:0.3")
     return tuple(max(1, weight) for weight in integer_weights([weight for weight in given if weight is not None]))
-
-
-def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in table.items() if value is not None}
 
 
 def _sections(folder: RunFolder, recipe: TrainRecipe, state: TrainState, lang: str = "en") -> tuple[Section, ...]:

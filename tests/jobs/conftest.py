@@ -19,7 +19,8 @@ import pytest
 from puna.files import MANIFEST, verify_folder
 from puna.jobs import doctor, tokens
 from puna.jobs.recipe import read_recipe
-from puna.jobs.train import DataSource, TrainRecipe, train, train_recipe
+from puna.jobs.train import train
+from puna.jobs.train_recipe import DataSource, TrainRecipe, train_recipe
 
 CHINESE = "大漠孤煙直，長河落日圓。蕭關逢候騎，都護在燕然。\n床前明月光，疑是地上霜。举头望明月，低头思故乡。\n"
 NO_NETWORK = """

@@ -16,7 +16,8 @@ from puna.files import sha256_file
 from puna.jobs.adapt import AdaptRecipe, adapt, adapt_recipe, adapt_rows, merge, resumed_recipe
 from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
-from puna.jobs.train import train, training_flags
+from puna.jobs.train import train
+from puna.jobs.train_recipe import training_flags
 from puna.model.linears.lora import LoraSettings
 from puna.training.config import StepBudget
 

@@ -17,7 +17,8 @@ from puna.files import lock_folder, sha256_file
 from puna.jobs import run_folder
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.run_folder import RunFolder, check_replaceable, open_run
-from puna.jobs.train import resumed_recipe, train
+from puna.jobs.train import train
+from puna.jobs.train_recipe import resumed_recipe
 from puna.training.checkpoint import latest_checkpoint
 from puna.training.config import StepBudget
 from puna.training.loop import StepEvent
@@ -29,7 +30,8 @@ import torch
 from puna.errors import Interrupted
 from puna.files import write_text
 from puna.jobs.recipe import fill, read_recipe
-from puna.jobs.train import TrainRecipe, train
+from puna.jobs.train import train
+from puna.jobs.train_recipe import TrainRecipe
 from puna.training.loop import StepEvent
 
 torch.set_num_threads(1)

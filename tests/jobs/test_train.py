@@ -16,16 +16,8 @@ from puna.jobs import tokens
 from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.sections import read_history
-from puna.jobs.train import (
-    DataSource,
-    dry_run,
-    parse_source,
-    resumed_recipe,
-    train,
-    train_recipe,
-    train_rows,
-    training_flags,
-)
+from puna.jobs.train import dry_run, train, train_rows
+from puna.jobs.train_recipe import DataSource, parse_source, resumed_recipe, train_recipe, training_flags
 from puna.training.config import StepBudget, TokenBudget
 
 FLAGS = {"precision": "float32", "seq": 32}
