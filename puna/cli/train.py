@@ -85,11 +85,7 @@ def train(
             ),
         )
     if dry_run:
-        plan = job.dry_run(recipe)
-        if json:
-            print_json(plan)
-        else:
-            print_table(("", "planned"), _plan_rows(plan))
+        _show_plan(job.dry_run(recipe), json=json)
         return
     with training_progress("training", lambda: _ceiling(recipe, machine.device)) as observer:
         result = job.train(
@@ -108,9 +104,13 @@ def _ceiling(recipe: "TrainRecipe", device: str) -> float:
     return token_ceiling(recipe.model, recipe.training.precision, choose_device(device))
 
 
-def _plan_rows(plan: "DryRun") -> list[tuple[str, str]]:
+def _show_plan(plan: "DryRun", *, json: bool) -> None:
+    if json:
+        print_json(plan)
+        return
     sources = []
     for name, tokens in plan.tokens.items():
         often = f", {plan.epochs[name]:.2f} epochs" if name in plan.epochs else ""
         sources.append((f"tokens in {name}", f"{tokens:,}, {plan.shares[name]:.1%} of the windows{often}"))
-    return [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes)), *sources]
+    sizes = [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes))]
+    print_table(("", "planned"), [*sizes, *sources])
