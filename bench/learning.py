@@ -11,7 +11,7 @@ on at least 100,000 held-out tokens, in float32. Arms:
     int8                         forward and gradient of the input from int8 values, a scale for each row and column;
                                  gradient of the weights in float32 (Wortsman et al. 2023, arXiv:2304.13013). The sums
                                  of such products are exact in float32 below 1,040 of them, so this is their arithmetic
-    float32-one-thread           the same sums in another order: what chance alone does
+    float32-two-threads          the same sums in another order: what chance alone does
     muon, wsd, constant          the optimizer for the blocks' matrices; the schedules
 
 With --wide-products a product of 16-bit values is formed by the float32 kernel and rounded once at its end, which is what
@@ -45,7 +45,8 @@ from puna.tokens.shards import Shards, build_shards
 from puna.training.batches import WindowSource, ordered_windows
 from puna.training.checkpoint import TrainState
 from puna.training.config import ConstantSchedule, StableSchedule, StepBudget, TrainingConfig
-from puna.training.loop import BadStepEvent, Event, HeldOut, LoopHooks, StepEvent, run_loop
+from puna.training.events import BadStepEvent, Event, HeldOut, StepEvent
+from puna.training.loop import LoopHooks, run_loop
 from puna.training.optimizer import build_optimizer
 
 MODEL = ModelConfig(
@@ -77,7 +78,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "bfloat16-weights": {},
     "float16-weights": {},
     "int8": {},
-    "float32-one-thread": {},
+    "float32-two-threads": {},
     "muon": {"optimizer": "muon"},
     "wsd": {"schedule": StableSchedule()},
     "constant": {"schedule": ConstantSchedule()},
@@ -152,7 +153,7 @@ def run(
     arm: str, shards: Shards, held_out: Shards, steps: int, kernel: AbstractContextManager[object]
 ) -> dict[str, Any]:
     """Train one arm and judge it."""
-    torch.set_num_threads(1 if arm == "float32-one-thread" else 2)
+    torch.set_num_threads(2 if arm == "float32-two-threads" else 1)
     config = replace(TRAINING, budget=StepBudget(steps=steps), **CHANGES[arm])
     model = initialise(Llama(MODEL), 0)
     if arm == "int8":

@@ -61,7 +61,7 @@ def adapt(
     if not resume and not (model and data):
         raise UsageError("expected MODEL and DATA", "for example puna adapt runs/demo/train notes.txt --out runs/notes")
     if resume:
-        recipe = job.resumed_recipe(out)
+        recipe = job.resumed_recipe(out, recipes.settings)
     else:
         recipe = job.adapt_recipe(
             model=model,

@@ -57,11 +57,11 @@ class RecipeOptions:
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = ()
 
 
-_WITH_RESUME = {"out", "resume", "json", "device", "threads", "tensorboard"}
+_WITH_RESUME = {"out", "resume", "json", "device", "threads", "tensorboard", "settings"}
 
 
 def resume_stands_alone(**given: object) -> None:
-    """Refuse settings beside --resume: those of the run's recipe hold, and a flag is never ignored.
+    """Refuse flags beside --resume: the run's recipe holds, and a flag is never ignored. --set is judged by the job.
 
     Args:   given: what the command line named; grouped options arrive whole.
     Errors: UsageError naming the first setting.
@@ -70,9 +70,10 @@ def resume_stands_alone(**given: object) -> None:
         return
     for name, value in _named(given):
         if name not in _WITH_RESUME:
-            flag = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+            flag = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"--resume goes on with the settings of the run's recipe, got {flag} {value}", f"leave out {flag}"
+                f"--resume goes on with the settings of the run's recipe, got {flag} {value}",
+                f"leave out {flag}; a few settings may change by --set, such as training.checkpoint_every",
             )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from puna.cli.console import progress_line
+from puna.cli.console import progress_line, say
 from puna.report.numbers import human_bytes, human_count
+from puna.training.events import BadStepEvent, NoticeEvent, StepEvent, ValidationEvent
 
 __all__ = ["training_progress"]
 
@@ -20,7 +21,6 @@ def training_progress(title: str, ceiling: Callable[[], float] | None = None) ->
     """
     from puna.jobs.pace import Pace
     from puna.jobs.peak import held_bytes
-    from puna.training.loop import StepEvent, ValidationEvent
 
     is_terminal = sys.stderr.isatty()
     highest = 0.0 if ceiling is None or not is_terminal else ceiling()
@@ -42,5 +42,9 @@ def training_progress(title: str, ceiling: Callable[[], float] | None = None) ->
                 update(event.progress, words)
             elif isinstance(event, ValidationEvent):
                 held_out = f", held-out {event.nats:.3f}"
+            elif isinstance(event, NoticeEvent):
+                say(f"notice: step {event.step}: {event.message}")
+            elif isinstance(event, BadStepEvent) and event.action != "overflow":
+                say(f"notice: step {event.step + 1}: loss {event.nats:.4g}, {event.action}; read from {event.where}")
 
         yield observe

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from puna.cli.console import print_json, print_table
+from puna.cli.console import print_json, print_table, say
 from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, resume_stands_alone
 from puna.cli.progress import training_progress
+from puna.errors import ToleranceExceeded
 from puna.report.numbers import human_bytes
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ def train(
     checkpoint_every: int | None = None,
     resume: bool = False,
     dry_run: bool = False,
+    verify_resume: bool = False,
     tensorboard: bool | None = None,
     json: Json = False,
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     recipes: RecipeOptions = RecipeOptions(),  # noqa: B008
-) -> None:
+) -> int:
     """Pretrain a model. Ctrl-C saves; --resume goes on.
 
     Args:
@@ -56,6 +58,7 @@ def train(
         checkpoint_every: steps between two checkpoints.
         resume: continue the run in --out with the settings of its recipe.
         dry_run: print the plan and do nothing.
+        verify_resume: prove on this recipe's first steps that a killed run goes on to the bit; --out is left alone.
         tensorboard: write event files for TensorBoard, or write none; they are written where it is installed.
     """
     from puna.jobs import train as job
@@ -64,7 +67,7 @@ def train(
 
     use_threads(machine.threads)
     if resume:
-        recipe = resumed_recipe(out)
+        recipe = resumed_recipe(out, recipes.settings)
     else:
         recipe = train_recipe(
             model=model,
@@ -86,7 +89,9 @@ def train(
         )
     if dry_run:
         _show_plan(job.dry_run(recipe), json=json)
-        return
+        return 0
+    if verify_resume:
+        return _prove(recipe, out, machine.device, json=json)
     with training_progress("training", lambda: _ceiling(recipe, machine.device)) as observer:
         result = job.train(
             recipe, out, resume=resume, device=machine.device, observers=(observer,), tensorboard=tensorboard
@@ -95,6 +100,26 @@ def train(
         print_json(result)
     else:
         print_table(("", str(out)), job.train_rows(result))
+    return 0
+
+
+def _prove(recipe: "TrainRecipe", out: Path, device: str, *, json: bool) -> int:
+    from puna.jobs.verify_resume import verify_resume
+
+    proof = verify_resume(recipe, out, device=device, tell=say)
+    if json:
+        error = None if proof.is_proven else ToleranceExceeded("the resumed run is not the uninterrupted one")
+        print_json(proof, error)
+        return 0 if proof.is_proven else 1
+    same = {True: "equal to the bit", False: "NOT equal"}
+    rows = [
+        (f"losses of {proof.steps} steps", same[proof.losses_equal]),
+        ("weights, moments, random state", same[proof.state_equal]),
+        ("SHA-256 of that state", proof.sha256),
+        ("threads", str(proof.threads)),
+    ]
+    print_table(("", f"saved after {proof.saved_after}, killed after {proof.killed_after}, resumed"), rows)
+    return 0 if proof.is_proven else 1
 
 
 def _ceiling(recipe: "TrainRecipe", device: str) -> float:

@@ -42,7 +42,7 @@ from puna.report.numbers import human_number
 from puna.report.page import Section
 from puna.training.checkpoint import TrainState
 from puna.training.config import TrainingConfig
-from puna.training.loop import HeldOut, Observer
+from puna.training.events import HeldOut, Observer
 from puna.training.optimizer import trainable
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder
@@ -143,9 +143,9 @@ def adapt_recipe(
     return fill(AdaptRecipe, table)
 
 
-def resumed_recipe(out: Path) -> AdaptRecipe:
-    """The recipe that a run was started with. Errors: UsageError where there is none."""
-    return fill(AdaptRecipe, read_recipe(RunFolder(out).recipe))
+def resumed_recipe(out: Path, settings: Sequence[str] = ()) -> AdaptRecipe:
+    """The recipe that a run was started with, with these settings. Errors: UsageError where there is none."""
+    return fill(AdaptRecipe, apply_settings(read_recipe(RunFolder(out).recipe), settings))
 
 
 def adapt(
@@ -183,7 +183,7 @@ def adapt(
             lambda: HeldOut(nats=evaluate_windows(loaded.llama, batches).nats_per_token),
             observers,
             peak=peak,
-            data=rows_sha256(rows),
+            data={"the records": rows_sha256(rows)},
             show=lambda state, is_stopped: write_unfinished_report(
                 folder, "adapt", state, config, _sections(folder, recipe, loaded, state), is_stopped=is_stopped
             ),

@@ -38,7 +38,7 @@ from puna.tokens.shards import Shards, build_shards, open_shards
 from puna.tokens.streaming import TextStream
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
 from puna.training.config import Precision, TimeBudget, TrainingConfig
-from puna.training.loop import Observer
+from puna.training.events import Observer
 
 __all__ = ["DemoRecipe", "demo"]
 

@@ -16,7 +16,7 @@ from puna.tokens.shards import Shards
 from puna.tokens.tokenizer import Tokenizer
 from puna.training.batches import ordered_windows
 from puna.training.config import TrainingConfig
-from puna.training.loop import HeldOut, SampleEvent
+from puna.training.events import HeldOut, SampleEvent
 
 __all__ = ["first_words", "hold_out", "judge", "windows_to_judge", "write_sample"]
 

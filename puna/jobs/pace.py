@@ -15,7 +15,7 @@ from puna.arch.config import ModelConfig
 from puna.jobs.doctor import product_flops
 from puna.planning.compute import forward_flops
 from puna.training.config import Precision
-from puna.training.loop import StepEvent
+from puna.training.events import StepEvent
 
 __all__ = ["Pace", "token_ceiling"]
 

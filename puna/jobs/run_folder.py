@@ -1,17 +1,20 @@
 """A run's folder: recipe.toml, metrics.jsonl, checkpoints/, the result (model/ or adapter/), report.html."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from puna.errors import CheckpointMismatch, DiskFull, Interrupted, PunaError, UsageError
-from puna.files import REPLACED, LineLog, is_sealed, lock_folder, remove_folder, sha256_file, sweep_stale, write_text
+from puna.errors import DiskFull, Interrupted, PunaError, UsageError
+from puna.files import REPLACED, LineLog, is_sealed, lock_folder, remove_folder, sweep_stale, write_text
 from puna.jobs.peak import PeakMemory
 from puna.jobs.recipe import dump_recipe
+from puna.jobs.resuming import check_recipe, check_record, other_machine
 from puna.jobs.signals import StopRequest, stop_request
 from puna.jobs.tensorboard import event_files
 from puna.model.llama import Llama
@@ -25,23 +28,30 @@ from puna.training.checkpoint import (
     save_checkpoint,
 )
 from puna.training.config import TrainingConfig
-from puna.training.loop import (
+from puna.training.events import (
     BadStepEvent,
     Event,
     HeldOut,
-    LoopHooks,
+    NoticeEvent,
     Observer,
     SampleEvent,
     StepEvent,
     ValidationEvent,
-    run_loop,
+    tell,
 )
+from puna.training.loop import LoopHooks, run_loop
 from puna.training.optimizer import build_optimizer
 
 __all__ = ["RunFolder", "check_replaceable", "open_run", "refuse_foreign", "run_training"]
 
 _SAVES_MAY_FAIL = 2
-_EVENTS = {StepEvent: "step", ValidationEvent: "validation", SampleEvent: "sample", BadStepEvent: "bad_step"}
+_EVENTS = {
+    StepEvent: "step",
+    ValidationEvent: "validation",
+    SampleEvent: "sample",
+    BadStepEvent: "bad_step",
+    NoticeEvent: "notice",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ def open_run(path: Path, recipe: object, *, resume: bool) -> Iterator[RunFolder]
     """Lock the folder, clear what a killed run left unfinished, and record the recipe.
 
     Errors: RunLocked; UsageError where a run is already there and `resume` is off, or something that is no run;
-            CheckpointMismatch where the recipe on disk is another one.
+            CheckpointMismatch where the recipe on disk differs in more than may change (puna/jobs/resuming.py).
     """
     folder, text = RunFolder(path), dump_recipe(recipe)
     refuse_foreign(path)
@@ -91,12 +101,8 @@ def open_run(path: Path, recipe: object, *, resume: bool) -> Iterator[RunFolder]
         if folder.recipe.exists():
             if not resume:
                 raise UsageError(f"{path} already holds a run", "continue it with --resume, or choose another --out")
-            if folder.recipe.read_text(encoding="utf-8") != text:
-                raise CheckpointMismatch(
-                    f"{folder.recipe}: another recipe", "resume without changed settings, or choose another folder"
-                )
-        else:
-            write_text(folder.recipe, text)
+            check_recipe(folder.recipe, folder.recipe.read_text(encoding="utf-8"), text)
+        write_text(folder.recipe, text)
         try:
             yield folder
         except PunaError as error:
@@ -126,25 +132,26 @@ def run_training(
     observers: tuple[Observer, ...] = (),
     *,
     peak: PeakMemory,
-    data: str,
+    data: Mapping[str, str],
     show: Callable[[TrainState, bool], None],
     sample: Callable[[int], SampleEvent] | None = None,
     tensorboard: bool | None = None,
 ) -> TrainState:
     """Continue from the latest checkpoint, or start; train to the end of the budget; return the last state.
 
-    Args:   data: a digest of what is learned from; a checkpoint goes on with no other.
+    Args:   data: the digest of each source that is learned from, by its name; a checkpoint goes on with no other.
             show: write the page of a run that is not done, given what was saved and whether it stops there.
             tensorboard: whether to write event files; None: where tensorboard is installed.
     Errors: MissingExtra; Interrupted after saving, when a signal asked to stop; NonFiniteLoss; DiskFull after three failed saves.
     """
     optimizer = build_optimizer(model, config)
-    recipe = f"{sha256_file(folder.recipe)} on {data}"
+    record = {"recipe": folder.recipe.read_text(encoding="utf-8"), "data": dict(data)}
+    notices: list[str] = []
     torch.manual_seed(config.seed)  # whatever may draw from it later; a checkpoint brings its own state
-    state = _last_saved(folder, model, optimizer, recipe) or TrainState()
+    state = _last_saved(folder, model, optimizer, record, notices) or TrainState()
 
     def restore() -> TrainState | None:
-        restored = _last_saved(folder, model, optimizer, recipe)
+        restored = _last_saved(folder, model, optimizer, record, [])
         if restored is not None:
             log.cut_back(restored.metrics_bytes)
         return restored
@@ -155,20 +162,35 @@ def run_training(
         stop_request() as stop,
         checkpointed_blocks(model, is_on=config.checkpoint_activations),
     ):
+        everyone = (*observers, _metrics(log), *boards)
         save = _Saver(
-            folder=folder.checkpoints, model=model, optimizer=optimizer, config=config, recipe=recipe, log=log, peak=peak,
-            stop=stop, show=show,
+            folder=folder.checkpoints, model=model, optimizer=optimizer, config=config, record=record, log=log, peak=peak,
+            stop=stop, show=show, notify=partial(tell, everyone),
         )  # fmt: skip
-        hooks = LoopHooks(validate=validate, save=save, should_stop=lambda: bool(stop), restore=restore, sample=sample)
-        state = run_loop(model, optimizer, source, config, state, hooks, (*observers, _metrics(log), *boards))
+        hooks = LoopHooks(
+            validate=validate, save=save, should_stop=lambda: bool(stop), should_save=stop.take_save, restore=restore,
+            sample=sample,
+        )  # fmt: skip
+        for message in notices:
+            tell(everyone, NoticeEvent(step=state.done.steps, message=message))
+        state = run_loop(model, optimizer, source, config, state, hooks, everyone)
     stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
     return replace(state, peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
 
 
-def _last_saved(folder: RunFolder, model: Llama, optimizer: Optimizer, recipe: str) -> TrainState | None:
-    """Put the latest checkpoint into model and optimizer. Errors: CheckpointMismatch."""
+def _last_saved(
+    folder: RunFolder, model: Llama, optimizer: Optimizer, record: Mapping[str, Any], notices: list[str]
+) -> TrainState | None:
+    """Put the latest checkpoint into model and optimizer; add to the notices. Errors: CheckpointMismatch."""
     latest = latest_checkpoint(folder.checkpoints)
-    return None if latest is None else load_checkpoint(latest, model, optimizer, recipe)
+    if latest is None:
+        return None
+
+    def accept(saved: Mapping[str, Any]) -> None:
+        check_record(latest, saved, record["recipe"], record["data"])
+        notices.extend(filter(None, [other_machine(saved)]))
+
+    return load_checkpoint(latest, model, optimizer, accept)
 
 
 @dataclass(kw_only=True)
@@ -179,11 +201,12 @@ class _Saver:
     model: Llama
     optimizer: Optimizer
     config: TrainingConfig
-    recipe: str
+    record: Mapping[str, object]
     log: LineLog
     peak: PeakMemory
     stop: StopRequest
     show: Callable[[TrainState, bool], None]
+    notify: Observer
     failures: int = 0
 
     def __call__(self, state: TrainState) -> None:
@@ -191,14 +214,14 @@ class _Saver:
         is_done, log, peak = self.config.budget.progress(state.done) >= 1, self.log, self.peak
         try:
             state = replace(state, metrics_bytes=log.sync(), peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
-            save_checkpoint(self.folder, self.model, self.optimizer, state, {"recipe": self.recipe})
+            save_checkpoint(self.folder, self.model, self.optimizer, state, self.record)
             prune_checkpoints(self.folder, self.config.keep_checkpoints, state.best_step)
             self.failures = 0
         except DiskFull as error:
             self.failures += 1
             if is_done or self.stop or self.failures > _SAVES_MAY_FAIL:
                 raise
-            log.append({"event": "save_failed", "step": state.done.steps, "message": error.message})
+            self.notify(NoticeEvent(step=state.done.steps, message=f"not saved: {error.message}"))
             return
         if not is_done:
             with peak.paused(), suppress(DiskFull):  # the page is a convenience; the job writes the last one

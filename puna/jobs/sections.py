@@ -17,7 +17,7 @@ from puna.report.drawing import HeadsDrawing, ModelDrawing
 from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_count, human_number, human_percent
 from puna.report.page import Figure, Formula, Section, Table
-from puna.training.loop import SampleEvent
+from puna.training.events import SampleEvent
 
 __all__ = [
     "History",

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM while something must be saved first: the first one asks, a second one ends at once."""
+"""Ctrl-C and SIGTERM while something must be saved first: the first one asks, a second one ends at once.
+
+SIGUSR1 asks to save and go on.
+"""
 
 import os
 import signal
@@ -11,17 +14,23 @@ from puna.errors import Interrupted
 
 __all__ = ["StopRequest", "stop_request"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether a signal has asked to stop, and which."""
+    """Whether a signal has asked to stop, and which; whether one has asked to save."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.wants_save = False
 
     def __bool__(self) -> bool:
         return self.signum is not None
+
+    def take_save(self) -> bool:
+        """Whether SIGUSR1 came since this was last asked."""
+        wanted, self.wants_save = self.wants_save, False
+        return wanted
 
     def raise_if_asked(self, saved: str) -> None:
         """Raise Interrupted, saying what was saved, if a signal came."""
@@ -38,6 +47,9 @@ def stop_request() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def handle(signum: int, _frame: FrameType | None) -> None:
+        if signum == signal.SIGUSR1:
+            request.wants_save = True
+            return
         if request:
             os._exit(128 + signum)
         request.signum = signum

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from puna.errors import MissingExtra
 from puna.jobs.pace import Pace
-from puna.training.loop import BadStepEvent, Event, Observer, SampleEvent, StepEvent, ValidationEvent
+from puna.training.events import BadStepEvent, Event, NoticeEvent, Observer, SampleEvent, StepEvent, ValidationEvent
 
 __all__ = ["event_files"]
 
@@ -32,7 +32,7 @@ def event_files(folder: Path, wanted: bool | None) -> Iterator[tuple[Observer, .
 
     def write(event: Event) -> None:
         with suppress(OSError):
-            if isinstance(event, BadStepEvent):  # nothing to plot: metrics.jsonl tells of it
+            if isinstance(event, BadStepEvent | NoticeEvent):  # nothing to plot: metrics.jsonl tells of it
                 return
             if not writers:  # a sitting without a step leaves no file
                 writers.append(SummaryWriter(str(folder), purge_step=event.step, flush_secs=10))

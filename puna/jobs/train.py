@@ -34,7 +34,7 @@ from puna.tokens.tokenizer import load_tokenizer
 from puna.training.batches import WindowSource
 from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TokenBudget, TrainingConfig
-from puna.training.loop import Observer
+from puna.training.events import Observer
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
 from puna.weights.loading import load_llama
@@ -115,7 +115,7 @@ def train(
             lambda: judge(model, windows),
             observers,
             peak=peak,
-            data=" ".join(part.sha256 for part in training),
+            data={str(source.path): part.sha256 for source, part in zip(recipe.data, training, strict=True)},
             show=lambda state, is_stopped: write_unfinished_report(
                 folder, "train", state, config, _sections(folder, recipe, state), is_stopped=is_stopped
             ),

@@ -92,9 +92,12 @@ def train_recipe(
     return fill(TrainRecipe, table)
 
 
-def resumed_recipe(out: Path) -> TrainRecipe:
-    """The recipe that a run was started with. Errors: UsageError where there is none."""
-    return fill(TrainRecipe, read_recipe(RunFolder(out).recipe))
+def resumed_recipe(out: Path, settings: Sequence[str] = ()) -> TrainRecipe:
+    """The recipe that a run was started with, with these settings; most of them may not change (puna/jobs/resuming.py).
+
+    Errors: UsageError where there is none.
+    """
+    return fill(TrainRecipe, apply_settings(read_recipe(RunFolder(out).recipe), settings))
 
 
 def parse_source(text: str) -> DataSource:

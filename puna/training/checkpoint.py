@@ -5,10 +5,11 @@ A step's folder holds `state.safetensors` (trained parameters, optimizer moments
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +22,14 @@ from puna.files import free_bytes, read_json, remove_folder, staged_folder, veri
 from puna.training.config import Done
 from puna.training.optimizer import moment_names, trainable
 
-__all__ = ["TrainState", "latest_checkpoint", "load_checkpoint", "prune_checkpoints", "save_checkpoint"]
+__all__ = [
+    "TrainState",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "machine_record",
+    "prune_checkpoints",
+    "save_checkpoint",
+]
 
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -61,11 +69,20 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step_NNNNNN`; return its path. Errors: DiskFull; earlier checkpoints are untouched."""
     final = folder / _name(state.done.steps)
-    record = {**record, "step": state.done.steps, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    record = {**record, "step": state.done.steps, **machine_record()}
     with staged_folder(final, record) as temporary:
         _write_tensors(temporary / "state.safetensors", _tensors(model, optimizer))
         write_json(temporary / "state.json", asdict(state))
     return final
+
+
+def machine_record() -> dict[str, str | int]:
+    """What the bits of a run depend on beside its recipe and its data."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -87,15 +104,19 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, recipe: str | None = None) -> TrainState:
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    accept: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> TrainState:
     """Put a checkpoint's tensors into the model and its optimizer.
 
-    Args:   recipe: what the checkpoint's record must say under this name; None accepts any.
-    Errors: CheckpointMismatch naming the recipe or the tensor, FormatError; model and optimizer are then unchanged.
+    Args:   accept: given the checkpoint's record, raises where this run may not go on from it.
+    Errors: CheckpointMismatch naming the tensor, FormatError, what `accept` raises; model and optimizer are then unchanged.
     """
     hint = "resume with the recipe and the data that the run was started with"
-    if recipe not in (None, verify_folder(path).get("recipe")):
-        raise CheckpointMismatch(f"{path}: saved under another recipe or other data", hint)
+    accept(verify_folder(path))
     tensors, weights = load_file(path / "state.safetensors"), trainable(model)
     expected = _forms(weights, optimizer)
     for name in sorted(expected.keys() ^ tensors.keys()):

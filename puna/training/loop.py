@@ -6,7 +6,7 @@ functions that the job passes in.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch.optim import Optimizer
 
@@ -14,80 +14,12 @@ from puna.model.llama import Llama
 from puna.training.batches import BatchSource
 from puna.training.checkpoint import TrainState
 from puna.training.config import Done, TrainingConfig
+from puna.training.events import BadStepEvent, HeldOut, Observer, SampleEvent, StepEvent, ValidationEvent, tell
 from puna.training.faults import after_good_step, after_overflow, is_overflow, pass_over, refuse
 from puna.training.schedule import learning_rate
 from puna.training.step import StepOutcome, train_step
 
-__all__ = [
-    "BadStepEvent",
-    "Event",
-    "HeldOut",
-    "LoopHooks",
-    "Observer",
-    "SampleEvent",
-    "StepEvent",
-    "ValidationEvent",
-    "run_loop",
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepEvent:
-    """One optimizer step: nats are the mean over its targets, before the update."""
-
-    step: int
-    tokens: int
-    nats: float
-    learning_rate: float
-    gradient_norm: float
-    seconds: float
-    progress: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidationEvent:
-    """Mean nats on held-out text after a step, over all its targets and over those of each source."""
-
-    step: int
-    tokens: int
-    nats: float
-    by_source: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadStepEvent:
-    """A step whose update did not land, because loss or gradient were not finite.
-
-    step:  the last one that did. where: what the bad one read. action: overflow (of float16), skip or rollback.
-    """
-
-    step: int
-    nats: float
-    gradient_norm: float
-    action: str
-    where: str
-    loss_scale: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleEvent:
-    """What the model wrote after a prompt, after a step."""
-
-    step: int
-    prompt: str
-    text: str
-
-
-Event = StepEvent | ValidationEvent | SampleEvent | BadStepEvent
-Observer = Callable[[Event], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
-    """Mean nats on held-out text: over all its targets, and over those of each source."""
-
-    nats: float
-    by_source: dict[str, float] = field(default_factory=dict)
+__all__ = ["LoopHooks", "run_loop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +28,8 @@ class LoopHooks:
 
     validate:    mean nats on held-out text.
     save:        write a checkpoint of this state.
-    should_stop: whether a signal asked to stop; looked at after every step.
+    should_stop: whether a signal asked to stop; looked at after every step and, to drop it, between its micro-batches.
+    should_save: whether a signal has asked to save now, since this was last asked.
     restore:     put the last checkpoint back and return its state; None where there is none.
     sample:      let the model write after this step; it draws from no generator of the run's. None: it does not.
     """
@@ -104,6 +37,7 @@ class LoopHooks:
     validate: Callable[[], HeldOut]
     save: Callable[[TrainState], None]
     should_stop: Callable[[], bool]
+    should_save: Callable[[], bool] = lambda: False
     restore: Callable[[], TrainState | None] = lambda: None
     sample: Callable[[int], SampleEvent] | None = None
 
@@ -127,8 +61,11 @@ def run_loop(
         rate = learning_rate(config, config.budget.progress(_expected(state.done, config, step_seconds)))
         batches, scale = source.batches(state.batches_read), state.loss_scale if config.precision == "float16" else 1.0
         outcome = train_step(
-            model, optimizer, batches, rate=rate, clip=config.clip, precision=config.precision, scale=scale
-        )
+            model, optimizer, batches, rate=rate, clip=config.clip, precision=config.precision, scale=scale,
+            should_stop=hooks.should_stop,
+        )  # fmt: skip
+        if outcome is None:
+            break
         if not outcome.is_applied:
             state = _after_bad_step(state, config, outcome, source, hooks, observers)
             continue
@@ -136,12 +73,15 @@ def run_loop(
         state = _after(state, outcome, step_seconds)
         progress = config.budget.progress(state.done)
         finished = progress >= 1
-        _tell(observers, _step_event(state, outcome, rate, progress))
+        tell(observers, _step_event(state, outcome, rate, progress))
         is_saved = finished or state.done.steps % config.checkpoint_every == 0
         if is_saved or state.done.steps % config.validate_every == 0:
             state = _validate(state, hooks, observers)
         if is_saved:
             state = replace(_rank(state), bad_since_save=0)
+            hooks.save(state)
+        elif hooks.should_save():
+            is_saved = True
             hooks.save(state)
     if not (finished or is_saved):
         hooks.save(state)
@@ -191,7 +131,7 @@ def _after_bad_step(
         where=where,
         loss_scale=after.loss_scale,
     )
-    _tell(observers, event)
+    tell(observers, event)
     return after
 
 
@@ -210,9 +150,9 @@ def _step_event(state: TrainState, outcome: StepOutcome, rate: float, progress: 
 def _validate(state: TrainState, hooks: LoopHooks, observers: Sequence[Observer]) -> TrainState:
     step, found = state.done.steps, hooks.validate()
     event = ValidationEvent(step=step, tokens=state.done.tokens, nats=found.nats, by_source=found.by_source)
-    _tell(observers, event)
+    tell(observers, event)
     if hooks.sample is not None:
-        _tell(observers, hooks.sample(step))
+        tell(observers, hooks.sample(step))
     return replace(state, validation_nats=found.nats)
 
 
@@ -222,8 +162,3 @@ def _rank(state: TrainState) -> TrainState:
     if state.best_validation_nats is not None and state.validation_nats >= state.best_validation_nats:
         return state
     return replace(state, best_validation_nats=state.validation_nats, best_step=state.done.steps)
-
-
-def _tell(observers: Sequence[Observer], event: Event) -> None:
-    for observer in observers:
-        observer(event)

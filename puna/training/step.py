@@ -7,7 +7,7 @@ scaled on the way back, and the gradient of the float32 weights scaled down agai
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -66,11 +66,13 @@ def train_step(
     clip: float,
     precision: Precision,
     scale: float = 1.0,
-) -> StepOutcome:
+    should_stop: Callable[[], bool] = lambda: False,
+) -> StepOutcome | None:
     """Change the trainable parameters once, unless the loss or the gradient is not finite: then nothing is changed.
 
     Args:   rate: learning rate of this step; clip: the gradient's largest norm; batches may lie on any device.
             scale: of the loss on the way back, a power of two.
+            should_stop: looked at between two micro-batches; the step is then dropped, nothing is changed: None.
     Errors: BadData (no target), before anything is changed.
     """
     device = model.norm.weight.device
@@ -81,7 +83,10 @@ def train_step(
         )
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        if number and should_stop():
+            optimizer.zero_grad(set_to_none=True)
+            return None
         with autocast(precision, device):
             nats = batch_nats(model, batch.to(device))
         (nats.sum * (scale / targets)).backward()

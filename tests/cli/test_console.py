@@ -14,7 +14,7 @@ import pytest
 from puna.cli.console import print_table, progress_line
 from puna.cli.progress import training_progress
 from puna.jobs import doctor
-from puna.training.loop import SampleEvent, StepEvent, ValidationEvent
+from puna.training.events import SampleEvent, StepEvent, ValidationEvent
 
 Puna = Callable[..., Any]
 COLUMNS = ("", "value")

@@ -13,6 +13,7 @@ import pytest
 
 from puna.cli import main, verbs
 from puna.errors import DiskFull, Interrupted
+from puna.jobs.verify_resume import ResumeProof
 
 Puna = Callable[..., Any]
 
@@ -85,7 +86,6 @@ def test_an_unknown_name_is_answered_with_the_nearest(words: tuple[str, ...], of
         ("compress m o --kv-heads 2", "--kv-heads"),
         ("compress m o --heal 9", "--heal"),
         ("plan tiny --lang zh", "--lang"),
-        ("train --out o --verify-resume", "--verify-resume"),
         ("weights convert a b", "--to"),
         ("explain", "explain"),
         ("embed m", "embed"),
@@ -117,8 +117,22 @@ def test_with_json_a_failure_is_one_object_on_stdout(puna: Puna) -> None:
 def test_resume_refuses_settings_beside_it(puna: Puna, made: Any) -> None:
     for flag in ("--steps", "--seq", "--seed"):
         puna("train", "--out", made.trained, "--resume", flag, 7).failed(2, flag, "leave out")
-    puna("adapt", "--out", made.adapted, "--resume", "--set", "training.seed=1").failed(2, "--set")
+    changed = puna("adapt", "--out", made.adapted, "--resume", "--set", "training.seed=1")
+    changed.failed(1, "training.seed was 0, is 1", "training.checkpoint_every")
     assert puna("train", "--out", made.trained, "--resume", "--threads", 1, "--json").json["steps"] == 2
+
+
+@pytest.mark.parametrize(("is_equal", "code"), [(True, 0), (False, 1)])
+def test_the_proof_of_resuming_answers_with_its_exit_code(puna: Puna, made: Any, monkeypatch, is_equal, code) -> None:
+    facts = {"steps": 6, "saved_after": 3, "killed_after": 5, "threads": 1, "losses_equal": True, "sha256": "ab" * 32}
+    proof = ResumeProof(**facts, state_equal=is_equal)
+    monkeypatch.setattr("puna.jobs.verify_resume.verify_resume", lambda *_, **__: proof)
+    words = ("train", "--data", made.shards, "--out", "never", "--precision", "float32", "--verify-resume")
+    plain, ending = puna(*words), puna(*words, "--json")
+    assert (plain.code, ending.code) == (code, code)
+    assert ("NOT equal" in plain.out) is not is_equal
+    assert ending.json.items() >= {**facts, "state_equal": is_equal}.items()
+    assert ("error" in ending.json) is not is_equal
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from puna.arch.presets import find_preset
 from puna.jobs import pace as job
 from puna.jobs.pace import Pace, token_ceiling
 from puna.planning.counting import linear_parameters
-from puna.training.loop import StepEvent
+from puna.training.events import StepEvent
 
 
 def step(tokens: int, seconds: float) -> StepEvent:

@@ -21,7 +21,7 @@ from puna.jobs.train import train
 from puna.jobs.train_recipe import resumed_recipe
 from puna.training.checkpoint import latest_checkpoint
 from puna.training.config import StepBudget
-from puna.training.loop import StepEvent
+from puna.training.events import StepEvent
 
 CHILD = """
 import os, signal, sys, tomllib
@@ -32,7 +32,7 @@ from puna.files import write_text
 from puna.jobs.recipe import fill, read_recipe
 from puna.jobs.train import train
 from puna.jobs.train_recipe import TrainRecipe
-from puna.training.loop import StepEvent
+from puna.training.events import StepEvent
 
 torch.set_num_threads(1)
 recipe, out, how, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -174,7 +174,7 @@ def test_a_full_disk_is_outlived_twice_in_a_row(whole, runs: Path, monkeypatch) 
     monkeypatch.setattr(run_folder, "save_checkpoint", full(2))
     train(whole[0], runs / "a")
     result = facts(runs / "a")
-    assert [line["step"] for line in result["metrics"] if line["event"] == "save_failed"] == [3, 6]
+    assert [line["step"] for line in result["metrics"] if line["event"] == "notice"] == [3, 6]
     assert (result["state"], result["model"]) == (whole[1]["state"], whole[1]["model"])
 
 

@@ -21,7 +21,7 @@ from puna.report.labels import LABELS
 from puna.report.page import Figure, Table
 from puna.training.checkpoint import TrainState
 from puna.training.config import Done, StepBudget, TrainingConfig
-from puna.training.loop import SampleEvent
+from puna.training.events import SampleEvent
 
 CONFIG = find_preset("tiny").config
 PLAN = planned_memory(CONFIG, TrainingConfig(budget=StepBudget(steps=1)))
@@ -31,7 +31,7 @@ PLAN = planned_memory(CONFIG, TrainingConfig(budget=StepBudget(steps=1)))
 def metrics(tmp_path: Path) -> Path:
     events = [
         {"event": "step", "tokens": 10, "nats": 5.0},
-        {"event": "save_failed", "step": 1, "message": "full"},
+        {"event": "notice", "step": 1, "message": "full"},
         {"event": "validation", "tokens": 10, "nats": 4.5, "by_source": {"prose": 4.0, "code": 5.5}},
         {"event": "sample", "step": 1, "prompt": "the", "text": " <llama>"},
         {"event": "step", "tokens": 20, "nats": 4.0},

@@ -26,6 +26,14 @@ def test_a_signal_sets_the_request_and_becomes_the_exit_code(signum: signal.Sign
     assert caught.value.exit_code == code
 
 
+def test_sigusr1_asks_to_save_once_and_not_to_stop() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with stop_request() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (bool(stop), stop.take_save(), stop.take_save()) == (False, True, False)
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
 def test_a_second_signal_ends_at_once() -> None:
     code = (
         "import os, signal\n"

@@ -14,7 +14,7 @@ from puna.files import sha256_file
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.tensorboard import event_files
 from puna.jobs.train import train
-from puna.training.loop import StepEvent, ValidationEvent
+from puna.training.events import StepEvent, ValidationEvent
 
 STEP = {"tokens": 10, "nats": 3.0, "learning_rate": 0.1, "gradient_norm": 1.0, "seconds": 1.0, "progress": 0.5}
 

@@ -16,6 +16,7 @@ from puna.training.checkpoint import (
     TrainState,
     latest_checkpoint,
     load_checkpoint,
+    machine_record,
     prune_checkpoints,
     save_checkpoint,
 )
@@ -60,7 +61,7 @@ def test_everything_comes_back_to_the_bit(tiny, build_llama, saved: Path) -> Non
     expected_random = torch.rand(3)
     restored = build_optimizer(other, CONFIG)
     torch.manual_seed(6)
-    assert load_checkpoint(path, other, restored, "abc") == state(12)
+    assert load_checkpoint(path, other, restored) == state(12)
     assert torch.equal(torch.rand(3), expected_random)
     for name, weight in trainable(tiny).items():
         twin = trainable(other)[name]
@@ -73,7 +74,7 @@ def test_the_momentum_of_muon_comes_back_and_is_not_taken_for_adamws(tiny, build
     config, other = replace(CONFIG, optimizer="muon"), build_llama(seed=9)
     optimizer = worked(tiny, 1, config)
     path, restored = save_checkpoint(tmp_path, tiny, optimizer, state(12), RECORD), build_optimizer(other, config)
-    load_checkpoint(path, other, restored, "abc")
+    load_checkpoint(path, other, restored)
     for model, each in ((tiny, optimizer), (other, restored)):
         generator = torch.Generator().manual_seed(3)
         for weight in trainable(model).values():
@@ -82,7 +83,7 @@ def test_the_momentum_of_muon_comes_back_and_is_not_taken_for_adamws(tiny, build
     for name, weight in trainable(tiny).items():
         assert torch.equal(weight, trainable(other)[name]), name
     with pytest.raises(CheckpointMismatch, match=r"missing from the checkpoint|unknown to this model"):
-        load_checkpoint(path, other, build_optimizer(other, CONFIG), "abc")
+        load_checkpoint(path, other, build_optimizer(other, CONFIG))
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", MANIFEST])
@@ -138,9 +139,18 @@ def test_a_wrong_tensor_is_named_and_nothing_is_loaded(tiny, saved: Path, name: 
     assert all(torch.equal(tensor, before[key]) for key, tensor in tiny.state_dict().items())
 
 
-def test_another_recipe_is_refused(tiny, saved: Path) -> None:
-    with pytest.raises(CheckpointMismatch, match="another recipe"):
-        load_checkpoint(saved, tiny, build_optimizer(tiny, CONFIG), "def")
+def test_what_its_record_refuses_is_not_loaded(tiny, build_llama, saved: Path) -> None:
+    records, other = [], build_llama(seed=9)
+    before = copy.deepcopy(other.state_dict())
+
+    def refuse(record: Any) -> None:
+        records.append(record)
+        raise CheckpointMismatch("another one", "")
+
+    with pytest.raises(CheckpointMismatch, match="another one"):
+        load_checkpoint(saved, other, build_optimizer(other, CONFIG), refuse)
+    assert records[0].items() >= {**RECORD, **machine_record()}.items()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in other.state_dict().items())
 
 
 def test_pruning_keeps_the_last_two_and_the_best(tiny, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from puna.model.batch import Batch
 from puna.training import faults
 from puna.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from puna.training.config import StepBudget, TrainingConfig
-from puna.training.loop import BadStepEvent, HeldOut, LoopHooks, StepEvent, run_loop
+from puna.training.events import BadStepEvent, HeldOut, StepEvent
+from puna.training.loop import LoopHooks, run_loop
 from puna.training.optimizer import build_optimizer
 from puna.training.step import train_step
 

@@ -1,6 +1,6 @@
 """The loop: when it validates, saves and stops, and what it tells."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -9,7 +9,8 @@ import torch
 from puna.model.batch import Batch
 from puna.training.checkpoint import TrainState
 from puna.training.config import Done, StepBudget, TokenBudget, TrainingConfig
-from puna.training.loop import HeldOut, LoopHooks, SampleEvent, StepEvent, ValidationEvent, run_loop
+from puna.training.events import HeldOut, SampleEvent, StepEvent, ValidationEvent
+from puna.training.loop import LoopHooks, run_loop
 from puna.training.optimizer import build_optimizer
 
 
@@ -26,17 +27,22 @@ class Numbers:
 
 @dataclass
 class Trace:
-    """What the loop did."""
+    """What the loop did; a save is asked for at each step of `asked`."""
 
     nats: list[float] = field(default_factory=list)
     saved: list[TrainState] = field(default_factory=list)
     events: list[Any] = field(default_factory=list)
     stop_after: int = 1 << 30
+    asked: tuple[int, ...] = ()
 
     def hooks(self) -> LoopHooks:
         return LoopHooks(
-            validate=self.validate, save=self.saved.append, should_stop=self.should_stop, sample=self.sample
-        )
+            validate=self.validate, save=self.saved.append, should_stop=self.should_stop, should_save=self.should_save,
+            sample=self.sample,
+        )  # fmt: skip
+
+    def should_save(self) -> bool:
+        return any(isinstance(event, StepEvent) and event.step in self.asked for event in self.events[-1:])
 
     def validate(self) -> HeldOut:
         return HeldOut(nats=self.nats.pop(0) if self.nats else 1.0, by_source={"prose": 2.0})
@@ -104,3 +110,40 @@ def test_a_token_budget_ends_with_the_step_that_passes_it(tiny) -> None:
     assert run(tiny, Trace(), budget=TokenBudget(tokens=17)).done == Done(
         steps=3, tokens=24, seconds=pytest.approx(0, abs=60)
     )
+
+
+def test_a_save_that_is_asked_for_comes_at_once_and_changes_nothing_else(tiny, build_llama) -> None:
+    asked, plain = Trace(asked=(2, 3, 10)), Trace()
+    ends = [run(model, trace) for model, trace in ((tiny, asked), (build_llama(), plain))]
+    assert [state.done.steps for state in asked.saved] == [2, 3, 6, 9, 10]
+    assert [state.done.steps for state in plain.saved] == [3, 6, 9, 10]
+    assert [event.nats for event in asked.events if isinstance(event, StepEvent)] == [
+        event.nats for event in plain.events if isinstance(event, StepEvent)
+    ]
+    assert replace(ends[0], done=ends[1].done) == ends[1]
+
+
+class Halves(Numbers):
+    """The row, and another, as two micro-batches; asks to stop in the midst of step 3."""
+
+    is_asked = False
+
+    def batches(self, step: int) -> list[Batch]:
+        parts = super().batches(step) + super().batches(step + 9)
+        self.is_asked = step == 3
+        return parts
+
+
+def test_a_stop_in_the_midst_of_a_step_drops_it_and_saves_the_one_before(tiny, build_llama) -> None:
+    source, trace, other = Halves(), Trace(), build_llama()
+    config = TrainingConfig(budget=StepBudget(steps=10), batch=2, micro_batch=1, seq=8, checkpoint_every=100)
+    hooks = replace(trace.hooks(), should_stop=lambda: source.is_asked)
+    state = run_loop(tiny, build_optimizer(tiny, config), source, config, TrainState(), hooks)
+    assert state.done.steps == 3
+    assert [saved.done.steps for saved in trace.saved] == [3]
+    hooks = replace(hooks, should_stop=replace(trace, stop_after=3).should_stop)
+    end = run_loop(other, build_optimizer(other, config), Halves(), config, TrainState(), hooks, [trace.events.append])
+    assert end.done.steps == 3
+    for name, weight in tiny.state_dict().items():
+        assert torch.equal(weight, other.state_dict()[name]), name
+    assert all(weight.grad is None for weight in tiny.parameters())
