@@ -174,9 +174,13 @@ def train_rows(result: TrainResult, lang: str = "en") -> list[tuple[str, str]]:
 
 def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
-    batch, checkpointing = min(training.batch, training.micro_batch), training.checkpoint_activations
     settings = Settings(
-        method=FullTraining(), seq=training.seq, batch=batch, base="float32", checkpointing=checkpointing
+        method=FullTraining(),
+        seq=training.seq,
+        batch=min(training.batch, training.micro_batch),
+        base="float32",
+        checkpointing=training.checkpoint_activations,
+        packed=training.packing == "documents",
     )
     return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
 
