@@ -42,12 +42,13 @@ from puna.text.corpus import read_documents
 from puna.text.mixture import Mixture
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.shards import Shards, build_shards
-from puna.training.batches import WindowSource, ordered_windows
+from puna.training.batches import RowSource, ordered_windows
 from puna.training.checkpoint import TrainState
 from puna.training.config import ConstantSchedule, StableSchedule, StepBudget, TrainingConfig
 from puna.training.events import BadStepEvent, Event, HeldOut, StepEvent
 from puna.training.loop import LoopHooks, run_loop
 from puna.training.optimizer import build_optimizer
+from puna.training.rows import cut_rows
 
 MODEL = ModelConfig(
     vocab_size=4096,
@@ -167,7 +168,7 @@ def run(
         counts["overflows"] += isinstance(event, BadStepEvent)
 
     hooks = LoopHooks(validate=lambda: HeldOut(nats=0.0), save=lambda _: None, should_stop=lambda: False)
-    source = WindowSource([shards], Mixture(weights=(1,)), config)
+    source = RowSource([cut_rows(shards, config)], Mixture(weights=(1,)), config)
     optimizer, started = build_optimizer(model, config), time.monotonic()
     observers = (after_each_update(arm, model), count)
     with kernel:

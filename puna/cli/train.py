@@ -1,7 +1,7 @@
 """`puna train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
@@ -32,6 +32,7 @@ def train(
     seconds: float | None = None,
     batch: int | None = None,
     seq: Count | None = None,
+    packing: Literal["contiguous", "documents"] | None = None,
     learning_rate: float | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
@@ -54,6 +55,7 @@ def train(
         seconds: the budget in seconds of training.
         batch: sequences in a step.
         seq: tokens in a sequence.
+        packing: contiguous cuts the text every seq tokens; documents packs whole documents that never see each other.
         learning_rate: at its peak.
         checkpoint_every: steps between two checkpoints.
         resume: continue the run in --out with the settings of its recipe.
@@ -82,14 +84,14 @@ def train(
                 precision=machine.precision,
                 batch=batch,
                 seq=seq,
+                packing=packing,
                 learning_rate=learning_rate,
                 checkpoint_every=checkpoint_every,
                 seed=machine.seed,
             ),
         )
     if dry_run:
-        _show_plan(job.dry_run(recipe), json=json)
-        return 0
+        return _print_plan(job.dry_run(recipe), json=json)
     if verify_resume:
         return _prove(recipe, out, machine.device, json=json)
     with training_progress("training", lambda: _ceiling(recipe, machine.device)) as observer:
@@ -129,13 +131,19 @@ def _ceiling(recipe: "TrainRecipe", device: str) -> float:
     return token_ceiling(recipe.model, recipe.training.precision, choose_device(device))
 
 
-def _show_plan(plan: "DryRun", *, json: bool) -> None:
+def _print_plan(plan: "DryRun", *, json: bool) -> int:
     if json:
         print_json(plan)
-        return
+    else:
+        print_table(("", "planned"), _plan_rows(plan))
+    return 0
+
+
+def _plan_rows(plan: "DryRun") -> list[tuple[str, str]]:
     sources = []
     for name, tokens in plan.tokens.items():
-        often = f", {plan.epochs[name]:.2f} epochs" if name in plan.epochs else ""
-        sources.append((f"tokens in {name}", f"{tokens:,}, {plan.shares[name]:.1%} of the windows{often}"))
-    sizes = [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes))]
-    print_table(("", "planned"), [*sizes, *sources])
+        words = [f"{tokens:,}", f"{plan.shares[name]:.1%} of what is read"]
+        words += [f"{plan.epochs[name]:.2f} epochs"] if name in plan.epochs else []
+        words += [f"{plan.padding[name]:.2%} padding"] if plan.padding[name] else []
+        sources.append((f"tokens in {name}", ", ".join(words)))
+    return [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes)), *sources]

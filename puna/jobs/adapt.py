@@ -81,6 +81,11 @@ class AdaptRecipe:
     def __post_init__(self) -> None:
         if not self.data:
             raise UsageError("data: expected at least one file or folder of records", "name text, or a .jsonl file")
+        if self.training.packing != "contiguous":
+            raise UsageError(
+                f"training.packing: expected none in an adaptation, got {self.training.packing}",
+                "leave it out: records are packed whole and never see each other",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

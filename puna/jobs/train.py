@@ -31,10 +31,11 @@ from puna.report.page import Section
 from puna.text.mixture import Mixture, epochs, integer_weights
 from puna.tokens.shards import Shards, open_shards
 from puna.tokens.tokenizer import load_tokenizer
-from puna.training.batches import WindowSource
+from puna.training.batches import RowSource
 from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TokenBudget, TrainingConfig
 from puna.training.events import Observer
+from puna.training.rows import Rows, cut_rows
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
 from puna.weights.loading import load_llama
@@ -71,8 +72,9 @@ class TrainResult:
 class DryRun:
     """What `puna train --dry-run` prints.
 
-    tokens, shares, epochs: of each source what there is to train on, its share of the windows, and how often it will
+    tokens, shares, epochs: of each source what there is to train on, its share of what is read, and how often it will
                             be read; epochs are empty where the clock decides.
+    padding: of each source the share of its rows that holds nothing.
     """
 
     parameters: int
@@ -81,6 +83,7 @@ class DryRun:
     tokens: dict[str, int]
     shares: dict[str, float]
     epochs: dict[str, float]
+    padding: dict[str, float]
 
 
 def train(
@@ -101,7 +104,8 @@ def train(
     out, place, config = Path(out), choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
         training, held_out = _open_data(recipe)
-        mixture = Mixture(weights=_weights(recipe.data, training))
+        rows = [cut_rows(part, config) for part in training]
+        mixture = Mixture(weights=_weights(recipe.data, rows))
         tokenizer = load_tokenizer(recipe.data[0].path / "tokenizer")
         prompt = first_words(next(iter(held_out.values())), tokenizer, recipe.model.max_seq_len)
         peak = PeakMemory(place)
@@ -111,7 +115,7 @@ def train(
             folder,
             model,
             config,
-            WindowSource(training, mixture, config, [str(source.path) for source in recipe.data]),
+            RowSource(rows, mixture, config, [str(source.path) for source in recipe.data]),
             lambda: judge(model, windows),
             observers,
             peak=peak,
@@ -130,18 +134,19 @@ def train(
 
 def dry_run(recipe: TrainRecipe) -> DryRun:
     """What `train` would do: the plan of its memory, and how often each source would be read."""
-    training, _ = _open_data(recipe)
-    names, sizes = [str(source.path) for source in recipe.data], [len(part) for part in training]
-    weights = _weights(recipe.data, training)
-    shares = [weight / sum(weights) for weight in weights]
-    match recipe.training.budget:
+    config, (training, _) = recipe.training, _open_data(recipe)
+    names, rows = [str(source.path) for source in recipe.data], [cut_rows(part, config) for part in training]
+    weights, sizes = _weights(recipe.data, rows), [part.tokens for part in rows]
+    learned = [weight * (1 - part.padding) for weight, part in zip(weights, rows, strict=True)]
+    shares = [part / sum(learned) for part in learned]
+    match config.budget:
         case StepBudget(steps=steps):
-            visits = epochs(shares, sizes, steps * recipe.training.batch * recipe.training.seq)
+            visits = epochs(shares, sizes, steps * config.batch * config.seq * sum(learned) / sum(weights))
         case TokenBudget(tokens=tokens):
             visits = epochs(shares, sizes, tokens)
         case _:
             visits = ()
-    plan = planned_memory(recipe.model, recipe.training)
+    plan = planned_memory(recipe.model, config)
     return DryRun(
         parameters=parameter_count(recipe.model),
         bytes=plan,
@@ -149,6 +154,7 @@ def dry_run(recipe: TrainRecipe) -> DryRun:
         tokens=dict(zip(names, sizes, strict=True)),
         shares=dict(zip(names, shares, strict=True)),
         epochs=dict(zip(names, visits, strict=False)),
+        padding={name: part.padding for name, part in zip(names, rows, strict=True)},
     )
 
 
@@ -168,9 +174,13 @@ def train_rows(result: TrainResult, lang: str = "en") -> list[tuple[str, str]]:
 
 def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
-    batch, checkpointing = min(training.batch, training.micro_batch), training.checkpoint_activations
     settings = Settings(
-        method=FullTraining(), seq=training.seq, batch=batch, base="float32", checkpointing=checkpointing
+        method=FullTraining(),
+        seq=training.seq,
+        batch=min(training.batch, training.micro_batch),
+        base="float32",
+        checkpointing=training.checkpoint_activations,
+        packed=training.packing == "documents",
     )
     return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
 
@@ -219,21 +229,29 @@ def _check_tokenizer(shards: Sequence[Shards], recipe: TrainRecipe) -> None:
         )
 
 
-def _weights(sources: Sequence[DataSource], shards: Sequence[Shards]) -> tuple[int, ...]:
-    """Whole-number weights, at least 1: a source that was named is read."""
+def _weights(sources: Sequence[DataSource], rows: Sequence[Rows]) -> tuple[int, ...]:
+    """How often each source serves a row, in whole numbers of at least 1: a source that was named is read.
+
+    The weights given are of tokens, so a source whose rows hold fewer of them serves more rows.
+    """
     given = [source.weight for source in sources]
     if all(weight is None for weight in given):
-        return tuple(max(1, weight) for weight in integer_weights([len(part) for part in shards]))
-    if any(weight is None or not 0 < weight < math.inf for weight in given):
+        wanted: list[float] = [part.tokens for part in rows]
+    elif any(weight is None or not 0 < weight < math.inf for weight in given):
         raise UsageError("--data: expected a weight above 0 for every source or for none", "--data a:0.7 --data b:0.3")
-    return tuple(max(1, weight) for weight in integer_weights([weight for weight in given if weight is not None]))
+    else:
+        wanted = [weight for weight in given if weight is not None]
+    served = [weight / (1 - part.padding) for weight, part in zip(wanted, rows, strict=True)]
+    return tuple(max(1, weight) for weight in integer_weights(served))
 
 
 def _sections(folder: RunFolder, recipe: TrainRecipe, state: TrainState, lang: str = "en") -> tuple[Section, ...]:
+    done, config = state.done, recipe.training
+    tokens = done.tokens // done.steps if done.steps else config.batch * config.seq
     return (
-        model_section(lang, recipe.model, state.done.steps, recipe.training.batch * recipe.training.seq),
+        model_section(lang, recipe.model, done.steps, tokens),
         *learning_sections(lang, folder),
-        memory_section(lang, planned_memory(recipe.model, recipe.training), state.peak_bytes),
+        memory_section(lang, planned_memory(recipe.model, config), state.peak_bytes),
     )
 
 

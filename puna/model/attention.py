@@ -13,7 +13,7 @@ from puna.arch.config import ModelConfig
 from puna.model.linears.group import project_together
 from puna.model.positions import apply_rope
 
-__all__ = ["Attention", "KeyValueStore", "attention_mask"]
+__all__ = ["Attention", "KeyValueStore", "addend", "attention_mask"]
 
 
 class KeyValueStore(Protocol):
@@ -45,7 +45,7 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, mask: Tensor | None, cache: KeyValueStore | None
     ) -> Tensor:
-        """Args: mask: bool (B or 1, 1, T, S), True where visible; None: causal over x alone."""
+        """Args: mask: (B or 1, 1, T, S), True where visible, or added to the scores; None: causal over x alone."""
         q, k, v = (
             y.unflatten(-1, (-1, self.head_dim)) for y in project_together(x_BTD, self.q_proj, self.k_proj, self.v_proj)
         )
@@ -75,3 +75,11 @@ def attention_mask(
     if documents_BT is not None:
         mask = mask & (documents_BT[:, :, None] == documents_BT[:, None, :])
     return mask[:, None]
+
+
+def addend(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to the scores: 0 where visible, else -inf, in the type of the queries.
+
+    The kernels make this of a bool mask in every layer anew, and keep each copy for the way back; one serves them all.
+    """
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)

@@ -1,11 +1,12 @@
 """Batch: what one micro-batch of training or evaluation is made of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "join_batches"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +34,9 @@ class Batch:
         """The same batch on another device."""
         moved = {item.name: getattr(self, item.name) for item in fields(self)}
         return replace(self, **{name: value.to(device) for name, value in moved.items() if value is not None})
+
+
+def join_batches(parts: Sequence[Batch]) -> Batch:
+    """The rows of several batches that say the same things about their tokens, in one."""
+    columns = {item.name: [getattr(part, item.name) for part in parts] for item in fields(Batch)}
+    return Batch(**{name: torch.cat(values) for name, values in columns.items() if values[0] is not None})

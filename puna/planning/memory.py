@@ -160,12 +160,13 @@ def _kept(config: ModelConfig, settings: Settings) -> int:
     """Everything held from forward to backward; in float32 also the rotation angles and the final norm's tensors."""
     block_input = settings.compute_bytes * config.dim * settings.tokens
     layers = config.n_layers * (block_input if settings.checkpointing else _layer_bytes(config, settings))
+    mask = settings.compute_bytes * settings.tokens * settings.seq if settings.packed else 0
     if settings.compute_bytes < 4:
-        return layers
-    angles = 4 * settings.seq * config.head_dim
+        return layers + mask
+    angles = 4 * (settings.tokens if settings.packed else settings.seq) * config.head_dim
     final_norm = block_input * (2 if isinstance(settings.method, FullTraining) else 1) + 4 * settings.tokens
     hidden_and_gradient = 2 * block_input
-    return layers + angles + final_norm + hidden_and_gradient
+    return layers + mask + angles + final_norm + hidden_and_gradient
 
 
 def _loss_phase(config: ModelConfig, settings: Settings) -> int:

@@ -82,7 +82,10 @@ Method = Inference | FullTraining | LoraTraining
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One plan's choices; `base` is how the weights are stored, `unfused` which kernels keep more than they need to."""
+    """One plan's choices; `base` is how the weights are stored, `unfused` which kernels keep more than they need to.
+
+    packed: rows hold several documents, each with positions of its own and a mask that keeps them apart.
+    """
 
     method: Method
     seq: int
@@ -91,6 +94,7 @@ class Settings:
     checkpointing: bool = False
     loss: Loss = "chunked"
     unfused: tuple[Unfused, ...] = ()
+    packed: bool = False
 
     def __post_init__(self) -> None:
         for item in fields(self):

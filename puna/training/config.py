@@ -2,15 +2,16 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from puna.errors import UsageError
+from puna.errors import UsageError, unknown_name
 
 __all__ = [
     "Budget",
     "ConstantSchedule",
     "CosineSchedule",
     "Done",
+    "Packing",
     "Precision",
     "Schedule",
     "StableSchedule",
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingConfig",
 ]
 
+Packing = Literal["contiguous", "documents"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -129,6 +131,7 @@ class TrainingConfig:
     """Sizes are in sequences and tokens; warm-up, final learning rate and betas are shares.
 
     optimizer: muon updates the blocks' matrices by Muon at AdamW's own size of update, everything else by AdamW.
+    packing: rows are plain windows of the text, or whole documents that see and predict nothing of each other.
     on_bad_step: what becomes of a loss or gradient that is NaN or infinite, besides that it never lands.
     checkpoint_activations: keep each block's input alone and form the rest again on the way back.
     """
@@ -147,7 +150,7 @@ class TrainingConfig:
     beta2: float = 0.95
     clip: float = 1.0
     precision: Precision = "float32"
-    isolate_documents: bool = False
+    packing: Packing = "contiguous"
     checkpoint_activations: bool = False
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     validate_every: int = 100
@@ -158,6 +161,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "micro_batch", "seq", "validate_every", "checkpoint_every", "learning_rate", "clip"):
             _positive(f"training.{name}", getattr(self, name))
+        if self.packing not in get_args(Packing):
+            raise unknown_name("training.packing", self.packing, get_args(Packing))
         for name in ("warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"training.{name}: expected at least 0 and below 1, got {getattr(self, name)}")

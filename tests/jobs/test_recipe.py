@@ -36,9 +36,9 @@ TRAINING = st.builds(
     budget=BUDGETS,
     learning_rate=st.floats(1e-12, 10),
     precision=st.sampled_from(["float32", "bfloat16"]),
-    isolate_documents=st.booleans(),
     seed=st.integers(0, (1 << 63) - 1),
 )
+PACKINGS = st.sampled_from(["contiguous", "documents"])
 SOURCES = st.builds(DataSource, path=PATHS, weight=st.none() | st.floats(0.001, 1e6))
 TINY = find_preset("tiny").config
 TABLE = {"budget": {"kind": "steps", "steps": 3}}
@@ -50,9 +50,9 @@ def read_back(recipe: Any) -> Any:
     return fill(type(recipe), table)
 
 
-@given(TRAINING, st.lists(SOURCES, min_size=1, max_size=3), SCALINGS, st.none() | PATHS)
-def test_a_training_recipe_written_is_the_one_read(training, sources, scaling, path) -> None:
-    model = replace(TINY, rope_scaling=scaling, max_seq_len=1 << 20)
+@given(TRAINING, PACKINGS, st.lists(SOURCES, min_size=1, max_size=3), SCALINGS, st.none() | PATHS)
+def test_a_training_recipe_written_is_the_one_read(training, packing, sources, scaling, path) -> None:
+    model, training = replace(TINY, rope_scaling=scaling, max_seq_len=1 << 20), replace(training, packing=packing)
     recipe = TrainRecipe(model=model, training=training, data=tuple(sources), validation=path, start=path)
     assert read_back(recipe) == recipe
 
@@ -89,7 +89,9 @@ def test_every_preset_comes_back() -> None:
         ({"batch": True}, "training.batch: expected whole number, got True"),
         ({"batch": "5"}, "training.batch: expected whole number, got '5'"),
         ({"batch": 5.0}, "training.batch: expected whole number, got 5.0"),
-        ({"isolate_documents": 1}, "training.isolate_documents: expected true or false, got 1"),
+        ({"checkpoint_activations": 1}, "training.checkpoint_activations: expected true or false, got 1"),
+        ({"packing": "document"}, "unknown value of training.packing 'document'"),
+        ({"packing": "documents"}, "training.packing: expected none in an adaptation, got documents"),
         ({"learning_rate": float("nan")}, "training.learning_rate: expected finite number, got nan"),
         ({"learning_rate": float("inf")}, "training.learning_rate: expected finite number, got inf"),
         ({"learning_rate": 10**400}, "training.learning_rate: expected finite number"),

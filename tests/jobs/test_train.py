@@ -13,12 +13,18 @@ from puna.arch.presets import find_preset
 from puna.errors import BadData, CheckpointMismatch, UsageError
 from puna.files import sha256_file
 from puna.jobs import tokens
+from puna.jobs.held_out import hold_out
 from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.sections import read_history
 from puna.jobs.train import dry_run, train, train_rows
 from puna.jobs.train_recipe import DataSource, parse_source, resumed_recipe, train_recipe, training_flags
+from puna.text.mixture import Mixture, integer_weights
+from puna.tokens.shards import open_shards
+from puna.training.batches import RowSource
 from puna.training.config import StepBudget, TokenBudget
+from puna.training.events import StepEvent
+from puna.training.rows import cut_rows
 
 FLAGS = {"precision": "float32", "seq": 32}
 
@@ -185,6 +191,52 @@ def test_a_dry_run_says_how_often_each_source_is_read(world, build_recipe, tmp_p
     assert plan.planned_peak_bytes == plan.bytes.total
     with pytest.raises(UsageError, match="a weight above 0 for every source or for none"):
         dry_run(replace(build_recipe(10), data=(sources[0], replace(sources[1], weight=None))))
+
+
+def test_packed_documents_are_mixed_and_counted_by_what_is_learned(world, build_recipe, tmp_path: Path) -> None:
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": f"the llama {n}"}) + "\n" for n in range(500)))
+    tokens.build([tmp_path / "short.jsonl"], world.shards / "tokenizer", tmp_path / "short")
+    names = [str(world.shards), str(tmp_path / "short")]
+    sources = tuple(DataSource(path=Path(name), weight=weight) for name, weight in zip(names, (1, 3), strict=True))
+    recipe = build_recipe(200, packing="documents", seq=13)
+    plan, equal = (
+        dry_run(replace(recipe, data=sources)),
+        dry_run(replace(recipe, data=[DataSource(path=Path(n)) for n in names])),
+    )
+    assert plan.padding[names[1]] > 0.2 > 0.01 > plan.padding[names[0]]
+    assert [plan.shares[name] for name in names] == pytest.approx([0.25, 0.75], abs=1e-4)
+    assert equal.epochs[names[0]] == pytest.approx(equal.epochs[names[1]], rel=1e-3)
+
+    parts = [hold_out(open_shards(Path(name)))[0] for name in names]
+    rows = [cut_rows(part, recipe.training) for part in parts]
+    assert plan.tokens == {name: len(part) - len(part.document_ends) for name, part in zip(names, parts, strict=True)}
+    weights = [plan.shares[name] / (1 - plan.padding[name]) for name in names]
+    source = RowSource(rows, Mixture(weights=integer_weights(weights)), recipe.training)
+    learned = sum(batch.targets for step in range(200) for batch in source.batches(step))
+    expected = sum(plan.epochs[name] * plan.tokens[name] for name in names)
+    assert learned == pytest.approx(expected, rel=0.01)
+
+
+def test_a_run_on_packed_documents_counts_what_it_learned_and_resumes_to_the_same_bits(
+    build_recipe, runs: Path
+) -> None:
+    recipe = build_recipe(6, packing="documents", seq=200, checkpoint_every=3)
+    whole = train(recipe, runs / "a")
+    history = read_history(RunFolder(runs / "a").metrics)
+    assert whole.tokens == history.tokens[-1] < 6 * 4 * 200
+    assert whole.loss < whole.loss_first
+    page = RunFolder(runs / "a").report.read_text(encoding="utf-8")
+    assert f"for {whole.tokens // 6:,} tokens at once" in page
+
+    def stop(event: object) -> None:
+        if isinstance(event, StepEvent) and event.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, runs / "b", observers=(stop,))
+    assert resumed_recipe(runs / "b").training.packing == "documents"
+    train(resumed_recipe(runs / "b"), runs / "b", resume=True)
+    assert sha256_file(runs / "a/model/model.safetensors") == sha256_file(runs / "b/model/model.safetensors")
 
 
 def test_one_tokenizer_serves_data_held_out_text_and_model(world, build_recipe, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.arch.config import ModelConfig
-from puna.model.attention import Attention, attention_mask
+from puna.model.attention import Attention, addend, attention_mask
 from puna.model.positions import apply_rope, rope_angles, rope_frequencies
 
 TOKENS = 9
@@ -99,6 +99,19 @@ def test_documents_in_one_row_attend_as_if_each_stood_alone(
     mask = attention_mask(tiny_config, TOKENS, documents, 0, torch.device("cpu"))
     expected = explicit(module, x, lambda b, i, j: j <= i and bool(documents[b, i] == documents[b, j]))
     torch.testing.assert_close(run(module, x, mask), expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_mask_that_is_added_changes_no_bit(
+    build: Callable[..., Attention], tiny_config: ModelConfig, dtype: torch.dtype
+) -> None:
+    module, x = build().to(dtype), inputs().to(dtype)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [7, 7, 7, 7, 7, 7, 7, 7, 7]])
+    mask = attention_mask(tiny_config, TOKENS, documents, 0, torch.device("cpu"))
+    assert mask is not None
+    assert addend(mask, dtype).dtype == dtype
+    assert torch.equal(run(module, x, addend(mask, dtype)), run(module, x, mask))
 
 
 @torch.no_grad()

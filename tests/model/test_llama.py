@@ -122,6 +122,19 @@ def test_rows_padded_on_the_right_give_transformers_logits(build_llama: Build) -
     assert torch.equal(model(ids)[real], ours[real])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_mask_in_the_type_of_the_products_serves_all_layers(build_llama: Build, dtype: torch.dtype) -> None:
+    model, kept = build_llama(n_layers=3), []
+    ids = ids_for(model, tokens=37)
+    pack = lambda tensor: kept.append(tensor) or tensor  # noqa: E731
+    products = torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16)
+    with products, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.hidden(ids, documents_BT=ids % 2)
+    masks = [tensor for tensor in kept if tensor.shape == (3, 1, 37, 37)]
+    assert [mask.dtype for mask in masks] == [dtype] * 3
+    assert len({mask.data_ptr() for mask in masks}) == 1
+
+
 @pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False, "n_kv_heads": 1}], ids=["tied", "untied"])
 def test_loss_and_gradients_equal_transformers(build_llama: Build, changes: dict[str, Any]) -> None:
     model = build_llama(**changes)

@@ -171,6 +171,23 @@ def test_a_planned_float32_step_is_near_the_allocated_peak(targets):
     assert planned == pytest.approx(held + allocated_peak(step), rel=0.1)
 
 
+def test_packed_documents_keep_one_mask_for_all_layers_and_angles_of_each_row():
+    model, batch, seq = Llama(ODD), 3, 40
+    ids = torch.zeros(batch, seq, dtype=torch.int64)
+    documents, positions = torch.arange(seq).expand(batch, seq) // 9, torch.arange(seq).expand(batch, seq) % 9
+
+    def kept(*packing):
+        saved = []
+        pack = lambda tensor: saved.append(tensor) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.hidden(ids, *packing)
+        return sum(storages([*saved, *model.parameters()]).values())
+
+    settings = Settings(method=FullTraining(), seq=seq, batch=batch, base="float32")
+    more = peak_memory(ODD, replace(settings, packed=True)).total - peak_memory(ODD, settings).total
+    assert kept(positions, documents) - kept() == more == 4 * batch * seq * seq + 4 * (batch - 1) * seq * ODD.head_dim
+
+
 def test_the_planned_chunk_of_the_loss_is_the_real_one():
     assert loss_module._CHUNK_LOGITS == LOSS_CHUNK_LOGITS
 

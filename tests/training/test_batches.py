@@ -1,6 +1,8 @@
 """Which tokens a step sees is a function of (data, seed, step) alone."""
 
+import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 from puna.errors import BadData
 from puna.text.mixture import Mixture
 from puna.tokens.shards import Shards
-from puna.training.batches import WindowSource, ordered_windows
+from puna.training.batches import RowSource, ordered_windows
 from puna.training.config import StepBudget, TrainingConfig
+from puna.training.rows import cut_rows
 
 
 def shards(tokens: int, first: int = 0) -> Shards:
@@ -29,12 +32,13 @@ def config(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**{"budget": StepBudget(steps=1), "batch": 2, "micro_batch": 2, "seq": 4, **changes})
 
 
-def source(*sizes: int, weights: tuple[int, ...] = (1,), **changes: Any) -> WindowSource:
-    parts = [shards(size, 10_000 * index) for index, size in enumerate(sizes)]
-    return WindowSource(parts, Mixture(weights=weights), config(**changes))
+def source(*sizes: int, weights: tuple[int, ...] = (1,), **changes: Any) -> RowSource:
+    settings = config(**changes)
+    rows = [cut_rows(shards(size, 10_000 * index), settings) for index, size in enumerate(sizes)]
+    return RowSource(rows, Mixture(weights=weights), settings)
 
 
-def starts(source: WindowSource, step: int) -> list[int]:
+def starts(source: RowSource, step: int) -> list[int]:
     return [int(row[0]) for batch in source.batches(step) for row in batch.ids_BT]
 
 
@@ -63,7 +67,7 @@ def test_reading_at_random_is_reading_in_order(steps: list[int]) -> None:
     assert [starts(read, step) for step in steps] == [sequential[step] for step in steps]
 
 
-def _sequential(read: WindowSource) -> list[list[int]]:
+def _sequential(read: RowSource) -> list[list[int]]:
     return [starts(read, step) for step in range(401)]
 
 
@@ -83,16 +87,41 @@ def test_targets_are_the_next_ids_and_the_split_into_micro_batches_changes_nothi
     assert whole[0].documents_BT is None
 
 
-def test_isolated_documents_are_numbered_within_each_window() -> None:
-    [batch] = source(401, isolate_documents=True).batches(0)
-    assert batch.documents_BT is not None
-    expected = (batch.ids_BT // 7) - (batch.ids_BT[:, :1] // 7)
-    assert torch.equal(batch.documents_BT.long(), expected)
+@given(seq=st.integers(1, 20), sources=st.integers(1, 2), seed=st.integers(0, 99))
+def test_packed_documents_too_are_read_once_an_epoch_in_orders_of_their_own(seq: int, sources: int, seed: int) -> None:
+    sizes = (97, 45)[:sources]
+    settings = {"packing": "documents", "seq": seq, "batch": 1, "micro_batch": 1, "seed": seed}
+    read = source(*sizes, weights=(1,) * sources, **settings)
+    rows = [len(cut_rows(shards(size), config(**settings))) for size in sizes]
+    for index, size in enumerate(sizes):
+        for epoch in range(2):
+            steps = (sources * turn + index for turn in range(epoch * rows[index], (epoch + 1) * rows[index]))
+            kept = [batch.ids_BT[batch.keep_BT] for step in steps for batch in read.batches(step)]
+            inputs = sorted(int(id_) - 10_000 * index for ids in kept for id_ in ids)
+            assert inputs == [id_ for id_ in range(size) if (id_ + 1) % 7 and id_ + 1 < size]
 
 
-def test_less_than_one_window_is_bad_data() -> None:
-    with pytest.raises(BadData, match="4 tokens are less than one window of 5"):
-        source(4)
+def test_a_split_into_micro_batches_leaves_packed_rows_as_they_are() -> None:
+    whole, split = (source(401, packing="documents", seq=10, batch=4, micro_batch=n).batches(2) for n in (4, 1))
+    assert [len(batch.ids_BT) for batch in split] == [1, 1, 1, 1]
+    for name in ("ids_BT", "targets_BT", "keep_BT", "positions_BT", "documents_BT"):
+        assert torch.equal(getattr(whole[0], name), torch.cat([getattr(batch, name) for batch in split])), name
+
+
+def test_a_step_names_the_documents_it_reads() -> None:
+    named = source(401, seed=3).describe(0)
+    read = starts(source(401, seed=3), 0)
+    assert named == ", ".join(
+        f"source 0: document {start // 7}" if start // 7 == (start + 4) // 7
+        else f"source 0: documents {start // 7} to {start // 7 + 1}"
+        for start in read
+    )  # fmt: skip
+    text = replace(shards(24), document_ends=np.array([4, 10, 11, 21, 24]))  # 3, 5, none, 5 + 4, 2 targets
+    settings = config(packing="documents", seq=5, batch=4, micro_batch=2)
+    read = RowSource([cut_rows(text, settings)], Mixture(weights=(1,)), settings, names=["poems"])
+    assert sorted(re.findall(r"poems: documents? [^p]*[0-9]", read.describe(0))) == [
+        "poems: document 1", "poems: document 3", "poems: document 3", "poems: documents 0, 4",
+    ]  # fmt: skip
 
 
 def test_validation_reads_windows_from_the_start() -> None:

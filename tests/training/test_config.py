@@ -19,9 +19,10 @@ def config(**changes: Any) -> TrainingConfig:
         ("batch", 0), ("micro_batch", -1), ("seq", 0), ("learning_rate", 0.0), ("learning_rate", math.nan),
         ("warmup", 1.0), ("warmup", -0.1), ("final_learning_rate", 1.1), ("beta2", 1.0), ("weight_decay", -0.1),
         ("weight_decay", math.nan), ("keep_checkpoints", 1), ("seed", -1), ("clip", 0.0), ("validate_every", 0),
+        ("packing", "rows"),
     ],
 )  # fmt: skip
-def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
+def test_a_setting_out_of_range_is_named(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"training\.{name}.*{value}"):
         config(**{name: value})
 

@@ -1,14 +1,18 @@
 """One step: the gradient of the mean over all kept targets, however it is split; what is not finite never lands."""
 
 import copy
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 
 from puna.errors import BadData
-from puna.model.batch import Batch
+from puna.model.batch import Batch, join_batches
+from puna.tokens.shards import Shards
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer
+from puna.training.rows import cut_rows
 from puna.training.step import batch_nats, train_step
 
 CONFIG = TrainingConfig(budget=StepBudget(steps=1))
@@ -21,25 +25,65 @@ def batch(rows: int = 8, seq: int = 12, seed: int = 0) -> Batch:
     return Batch(ids_BT=ids[:, :-1], targets_BT=ids[:, 1:], keep_BT=keep)
 
 
-def split(whole: Batch, rows: int) -> list[Batch]:
-    parts = [tensor.split(rows) for tensor in (whole.ids_BT, whole.targets_BT, whole.keep_BT)]
-    return [Batch(ids_BT=i, targets_BT=t, keep_BT=k) for i, t, k in zip(*parts, strict=True)]
-
-
 def step(model, batches, rate=1e-3, clip=1e9, precision="float32", optimizer=None):
     optimizer = build_optimizer(model, CONFIG) if optimizer is None else optimizer
     return train_step(model, optimizer, batches, rate=rate, clip=clip, precision=precision)
 
 
+def uneven(whole: Batch) -> Batch:
+    """Rows that keep 12, 1, 11, 2 ... targets, and one none at all."""
+    kept = torch.tensor([12, 1, 11, 2, 0, 9, 12, 3])
+    return replace(whole, keep_BT=torch.arange(12) < kept[:, None])
+
+
+def in_rows_of(seq: int, seed: int = 0) -> Batch:
+    """The same 20 documents of 2 to 40 ids, in rows of `seq` and an order of their own."""
+    rng = np.random.default_rng(1)
+    ends = np.cumsum(rng.integers(2, 41, 20))
+    text = Shards(
+        tokens=rng.integers(0, 512, ends[-1]), document_ends=ends, vocab_size=512, eos_id=0,
+        tokenizer_sha256="", sha256="", sources=("text",), bytes=0,
+    )  # fmt: skip
+    rows = cut_rows(text, replace(CONFIG, seq=seq, packing="documents"))
+    return join_batches([rows.row(index) for index in np.random.default_rng(seed).permutation(len(rows))])
+
+
+def split(whole: Batch, rows: int) -> list[Batch]:
+    names = [item.name for item in fields(whole) if getattr(whole, item.name) is not None]
+    parts = zip(*(getattr(whole, name).split(rows) for name in names), strict=True)
+    return [Batch(**dict(zip(names, part, strict=True))) for part in parts]
+
+
+def assert_same_step(model, first: list[Batch], second: list[Batch]) -> None:
+    """The same in float32 to 1e-6 of the gradient's largest entry, and in float64 to 1e-12 of each weight's."""
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+        one, other = copy.deepcopy(model).to(dtype), copy.deepcopy(model).to(dtype)
+        a, b = step(one, first), step(other, second)
+        assert b.nats == pytest.approx(a.nats, rel=tolerance)
+        assert b.targets == a.targets == sum(batch.targets for batch in first)
+        assert b.gradient_norm == pytest.approx(a.gradient_norm, rel=tolerance)
+        largest = max(weight.grad.abs().max() for weight in one.parameters())
+        for (name, weight), same in zip(one.named_parameters(), other.parameters(), strict=True):
+            size = largest if dtype == torch.float32 else weight.grad.abs().max()
+            assert (weight.grad - same.grad).abs().max() <= tolerance * size, name
+
+
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_every_split_gives_the_same_gradient(tiny, rows) -> None:
-    other, whole = copy.deepcopy(tiny), batch()
-    first, second = step(tiny, [whole]), step(other, split(whole, rows))
-    assert second.nats == pytest.approx(first.nats, rel=1e-6)
-    assert second.targets == first.targets == int(whole.keep_BT.sum())
-    assert second.gradient_norm == pytest.approx(first.gradient_norm, rel=1e-6)
-    for (name, a), b in zip(tiny.named_parameters(), other.parameters(), strict=True):
-        assert (a.grad - b.grad).abs().max() <= 1e-6 * a.grad.abs().max(), name
+@pytest.mark.parametrize(
+    "whole",
+    [batch(), uneven(batch()), replace(batch(), keep_BT=None), in_rows_of(54)],
+    ids=["random", "uneven", "contiguous", "packed"],
+)
+def test_every_split_gives_the_same_gradient(tiny, whole, rows) -> None:
+    assert len(whole.ids_BT) == 8
+    assert_same_step(tiny, [whole], split(whole, rows))
+
+
+@pytest.mark.parametrize("seq", [40, 64, 256, 1000])
+def test_every_packing_of_the_same_documents_gives_the_same_gradient(build_llama, seq) -> None:
+    model, first = build_llama(max_seq_len=1024), in_rows_of(64)
+    for rows in (1, 3):
+        assert_same_step(model, [first], split(in_rows_of(seq, seed=1), rows))
 
 
 def test_the_nats_are_the_mean_over_kept_targets(tiny) -> None:
