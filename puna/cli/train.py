@@ -96,7 +96,7 @@ def train(
         return _prove(recipe, out, machine.device, json=json)
     with training_progress("training", lambda: _ceiling(recipe, machine.device)) as observer:
         result = job.train(
-            recipe, out, resume=resume, device=machine.device, observers=(observer,), tensorboard=tensorboard
+            recipe, out, resume=resume, device=machine.device, observers=(observer,), tensorboard=tensorboard, tell=say
         )
     if json:
         print_json(result)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from puna.files import write_text
+from puna.jobs.mixing import SourceShare
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.sections import History, loss_figure, read_history
 from puna.report.axes import Axis
@@ -23,6 +24,7 @@ __all__ = [
     "ranks_section",
     "size_section",
     "source_rows",
+    "sources_section",
     "write_run_report",
     "write_unfinished_report",
 ]
@@ -70,6 +72,17 @@ def learning_sections(lang: str, folder: RunFolder) -> tuple[Section, ...]:
     words, figure = label(lang, "run.loss_words"), loss_figure(lang, history)
     loss = Section(title=label(lang, "loss.title"), words=(words,), items=(figure, *_sources(lang, history)))
     return loss, *_samples(lang, history)
+
+
+def sources_section(lang: str, read: Sequence[SourceShare]) -> Section:
+    """What was learned from each source, and how often it was read."""
+    columns = tuple(label(lang, f"run.read.{name}") for name in ("source", "tokens", "learned", "share", "epochs"))
+    rows = [
+        (each.name, f"{each.tokens:,}", f"{each.learned:,.0f}", human_percent(each.share), f"{each.epochs:.2f}")
+        for each in read
+    ]
+    table = Table(columns=columns, rows=rows, caption=label(lang, "run.read.caption"))
+    return Section(title=label(lang, "run.read.title"), items=(table,))
 
 
 def source_rows(lang: str, by_source: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -1,25 +1,27 @@
 """Pretraining: token shards -> a model folder, through checkpoints that survive any interruption."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from puna.arch.config import ModelConfig
-from puna.errors import CheckpointMismatch, UsageError
+from puna.errors import BadData, CheckpointMismatch
 from puna.jobs.held_out import first_words, hold_out, judge, windows_to_judge, write_sample
 from puna.jobs.machine import choose_device
+from puna.jobs.mixing import MANY_EPOCHS, Mixing, mix
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run, run_training
 from puna.jobs.run_report import (
     learning_sections,
     peak_row,
     source_rows,
+    sources_section,
     write_run_report,
     write_unfinished_report,
 )
 from puna.jobs.sections import memory_section, model_section, read_history
-from puna.jobs.train_recipe import DataSource, TrainRecipe
+from puna.jobs.train_recipe import TrainRecipe
 from puna.model.init import initialise
 from puna.model.llama import Llama
 from puna.planning.counting import parameter_count
@@ -28,14 +30,13 @@ from puna.planning.settings import FullTraining, Settings
 from puna.report.labels import label
 from puna.report.numbers import human_number
 from puna.report.page import Section
-from puna.text.mixture import Mixture, epochs, integer_weights
 from puna.tokens.shards import Shards, open_shards
 from puna.tokens.tokenizer import load_tokenizer
 from puna.training.batches import RowSource
 from puna.training.checkpoint import TrainState
-from puna.training.config import StepBudget, TokenBudget, TrainingConfig
+from puna.training.config import TrainingConfig
 from puna.training.events import Observer
-from puna.training.rows import Rows, cut_rows
+from puna.training.rows import cut_rows
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
 from puna.weights.loading import load_llama
@@ -94,18 +95,21 @@ def train(
     device: str = "auto",
     observers: tuple[Observer, ...] = (),
     tensorboard: bool | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> TrainResult:
     """Train the recipe's model into the run folder `out`; with `resume`, go on from its latest checkpoint.
 
     A finished run is not trained further: its result is made again from its last checkpoint.
     Args:   tensorboard: whether to write event files for it; None: where it is installed.
+            tell: is given a line for each source before the run begins.
     Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked, UsageError.
     """
     out, place, config = Path(out), choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
         training, held_out = _open_data(recipe)
-        rows = [cut_rows(part, config) for part in training]
-        mixture = Mixture(weights=_weights(recipe.data, rows))
+        mixing = _mix(recipe, training)
+        for line in _plan_lines(mixing, config):
+            tell(line)
         tokenizer = load_tokenizer(recipe.data[0].path / "tokenizer")
         prompt = first_words(next(iter(held_out.values())), tokenizer, recipe.model.max_seq_len)
         peak = PeakMemory(place)
@@ -115,46 +119,37 @@ def train(
             folder,
             model,
             config,
-            RowSource(rows, mixture, config, [str(source.path) for source in recipe.data]),
+            RowSource(mixing.rows, mixing.mixture, config, mixing.names),
             lambda: judge(model, windows),
             observers,
             peak=peak,
-            data={str(source.path): part.sha256 for source, part in zip(recipe.data, training, strict=True)},
+            data={name: part.sha256 for name, part in zip(mixing.names, training, strict=True)},
             show=lambda state, is_stopped: write_unfinished_report(
-                folder, "train", state, config, _sections(folder, recipe, state), is_stopped=is_stopped
+                folder, "train", state, config, _sections(folder, recipe, mixing, state), is_stopped=is_stopped
             ),
             sample=lambda step: write_sample(model, tokenizer, prompt, step, config.seed),
             tensorboard=tensorboard,
         )
         result = _result(state, recipe, folder)
         save_folder(model, out / "model", tokenizer)
-        write_run_report(folder, "train", train_rows(result), _sections(folder, recipe, state))
+        write_run_report(folder, "train", train_rows(result), _sections(folder, recipe, mixing, state))
     return result
 
 
 def dry_run(recipe: TrainRecipe) -> DryRun:
     """What `train` would do: the plan of its memory, and how often each source would be read."""
     config, (training, _) = recipe.training, _open_data(recipe)
-    names, rows = [str(source.path) for source in recipe.data], [cut_rows(part, config) for part in training]
-    weights, sizes = _weights(recipe.data, rows), [part.tokens for part in rows]
-    learned = [weight * (1 - part.padding) for weight, part in zip(weights, rows, strict=True)]
-    shares = [part / sum(learned) for part in learned]
-    match config.budget:
-        case StepBudget(steps=steps):
-            visits = epochs(shares, sizes, steps * config.batch * config.seq * sum(learned) / sum(weights))
-        case TokenBudget(tokens=tokens):
-            visits = epochs(shares, sizes, tokens)
-        case _:
-            visits = ()
+    mixing = _mix(recipe, training)
+    visits = [each.epochs for each in mixing.planned(config) or ()]
     plan = planned_memory(recipe.model, config)
     return DryRun(
         parameters=parameter_count(recipe.model),
         bytes=plan,
         planned_peak_bytes=plan.total,
-        tokens=dict(zip(names, sizes, strict=True)),
-        shares=dict(zip(names, shares, strict=True)),
-        epochs=dict(zip(names, visits, strict=False)),
-        padding={name: part.padding for name, part in zip(names, rows, strict=True)},
+        tokens={name: each.tokens for name, each in zip(mixing.names, mixing.rows, strict=True)},
+        shares=dict(zip(mixing.names, mixing.shares(), strict=True)),
+        epochs=dict(zip(mixing.names, visits, strict=False)),
+        padding={name: each.padding for name, each in zip(mixing.names, mixing.rows, strict=True)},
     )
 
 
@@ -201,56 +196,80 @@ def _build(recipe: TrainRecipe) -> Llama:
 def _open_data(recipe: TrainRecipe) -> tuple[list[Shards], dict[str, Shards]]:
     """Training parts, and held-out ones by name: a folder of its own, or the end of each source.
 
-    Errors: CheckpointMismatch where sources, held-out text and model do not share one tokenizer.
+    Errors: BadData naming a source of too few documents; CheckpointMismatch where one was made with another tokenizer.
     """
-    shards = [open_shards(source.path) for source in recipe.data]
+    shards = {str(source.path): open_shards(source.path) for source in recipe.data}
     held_out = {} if recipe.validation is None else {str(recipe.validation): open_shards(recipe.validation)}
-    _check_tokenizer([*shards, *held_out.values()], recipe)
+    _check_tokenizer({**shards, **held_out}, recipe)
     if held_out:
-        return shards, held_out
-    parts = [hold_out(part) for part in shards]
-    held_out = {str(source.path): last for source, (_, last) in zip(recipe.data, parts, strict=True)}
-    return [first for first, _ in parts], held_out
+        return list(shards.values()), held_out
+    training = []
+    for name, part in shards.items():
+        with _named(name):
+            first, held_out[name] = hold_out(part)
+        training.append(first)
+    return training, held_out
 
 
-def _check_tokenizer(shards: Sequence[Shards], recipe: TrainRecipe) -> None:
-    known = {part.tokenizer_sha256 for part in shards}
-    own = None if recipe.start is None else tokenizer_of(read_header(recipe.start))
-    if own is not None:
-        known.add(own.sha256)
-    if len(known) > 1:
+def _check_tokenizer(shards: Mapping[str, Shards], recipe: TrainRecipe) -> None:
+    known = {name: part.tokenizer_sha256 for name, part in shards.items()}
+    if recipe.start is not None and (own := tokenizer_of(read_header(recipe.start))) is not None:
+        known = {str(recipe.start): own.sha256, **known}
+    first, expected = next(iter(known.items()))
+    for name, sha256 in known.items():
+        if sha256 != expected:
+            raise CheckpointMismatch(
+                f"{name} was made with another tokenizer than {first}",
+                "build all token shards anew with the same --tokenizer",
+            )
+    needed = next(iter(shards.values())).vocab_size
+    if needed > recipe.model.vocab_size:
         raise CheckpointMismatch(
-            "data and model were not made with one tokenizer", "build all token shards anew with the same --tokenizer"
-        )
-    if shards[0].vocab_size > recipe.model.vocab_size:
-        raise CheckpointMismatch(
-            f"model.vocab_size: expected at least the tokenizer's {shards[0].vocab_size}, got {recipe.model.vocab_size}",
+            f"model.vocab_size: expected at least the tokenizer's {needed}, got {recipe.model.vocab_size}",
             "leave out model.vocab_size: the data's tokenizer gives it",
         )
 
 
-def _weights(sources: Sequence[DataSource], rows: Sequence[Rows]) -> tuple[int, ...]:
-    """How often each source serves a row, in whole numbers of at least 1: a source that was named is read.
-
-    The weights given are of tokens, so a source whose rows hold fewer of them serves more rows.
-    """
-    given = [source.weight for source in sources]
-    if all(weight is None for weight in given):
-        wanted: list[float] = [part.tokens for part in rows]
-    elif any(weight is None or not 0 < weight < math.inf for weight in given):
-        raise UsageError("--data: expected a weight above 0 for every source or for none", "--data a:0.7 --data b:0.3")
-    else:
-        wanted = [weight for weight in given if weight is not None]
-    served = [weight / (1 - part.padding) for weight, part in zip(wanted, rows, strict=True)]
-    return tuple(max(1, weight) for weight in integer_weights(served))
+def _mix(recipe: TrainRecipe, training: Sequence[Shards]) -> Mixing:
+    names = [str(source.path) for source in recipe.data]
+    rows = []
+    for name, part in zip(names, training, strict=True):
+        with _named(name):
+            rows.append(cut_rows(part, recipe.training))
+    return mix(names, rows, [source.weight for source in recipe.data], recipe.mixture, recipe.training)
 
 
-def _sections(folder: RunFolder, recipe: TrainRecipe, state: TrainState, lang: str = "en") -> tuple[Section, ...]:
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Bad data are those of this source."""
+    try:
+        yield
+    except BadData as error:
+        raise BadData(f"{source}: {error.message}", error.hint) from None
+
+
+def _plan_lines(mixing: Mixing, config: TrainingConfig) -> list[str]:
+    """What each source will give, a line each; those read more than about 4 times with a word of warning."""
+    planned, lines = mixing.planned(config), []
+    for index, (name, rows) in enumerate(zip(mixing.names, mixing.rows, strict=True)):
+        words = f"{name}: {rows.tokens:,} tokens, {mixing.shares()[index]:.1%} of what is read"
+        if planned is not None:
+            words += f", {planned[index].epochs:.2f} epochs"
+            if planned[index].epochs > MANY_EPOCHS:
+                words += f"; beyond about {MANY_EPOCHS} each new one teaches less and less"
+        lines.append(words)
+    return lines
+
+
+def _sections(
+    folder: RunFolder, recipe: TrainRecipe, mixing: Mixing, state: TrainState, lang: str = "en"
+) -> tuple[Section, ...]:
     done, config = state.done, recipe.training
     tokens = done.tokens // done.steps if done.steps else config.batch * config.seq
     return (
         model_section(lang, recipe.model, done.steps, tokens),
         *learning_sections(lang, folder),
+        sources_section(lang, mixing.read(state.batches_read * config.batch, config)),
         memory_section(lang, planned_memory(recipe.model, config), state.peak_bytes),
     )
 

@@ -1,7 +1,7 @@
 """The recipe of a pretraining run: model, training and data, from defaults, a recipe file, settings and flags."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from puna.arch.presets import PRESETS, find_preset
 from puna.errors import UsageError
 from puna.jobs.doctor import choose_precision
 from puna.jobs.load import find_model
+from puna.jobs.mixing import MixtureRule
 from puna.jobs.recipe import apply_settings, fill, read_recipe, section
 from puna.jobs.run_folder import RunFolder
 from puna.tokens.shards import open_shards
@@ -44,12 +45,19 @@ class TrainRecipe:
     model: ModelConfig
     training: TrainingConfig
     data: tuple[DataSource, ...]
+    mixture: MixtureRule = field(default_factory=MixtureRule)
     validation: Path | None = None
     start: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.data:
             raise UsageError("data: expected at least one folder of token shards", "puna tokens build makes one")
+        paths = [source.path.absolute() for source in self.data]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise UsageError(
+                    f"data: {path} stands there twice", "name it once, with a weight if it is to count more"
+                )
         if self.training.seq > self.model.max_seq_len:
             raise UsageError(
                 f"training.seq: expected at most model.max_seq_len = {self.model.max_seq_len}, got {self.training.seq}",

@@ -39,7 +39,8 @@ TRAINING = st.builds(
     seed=st.integers(0, (1 << 63) - 1),
 )
 PACKINGS = st.sampled_from(["contiguous", "documents"])
-SOURCES = st.builds(DataSource, path=PATHS, weight=st.none() | st.floats(0.001, 1e6))
+SOURCE = st.builds(DataSource, path=PATHS, weight=st.none() | st.floats(0.001, 1e6))
+SOURCES = st.lists(SOURCE, min_size=1, max_size=3, unique_by=lambda each: each.path)
 TINY = find_preset("tiny").config
 TABLE = {"budget": {"kind": "steps", "steps": 3}}
 
@@ -50,7 +51,13 @@ def read_back(recipe: Any) -> Any:
     return fill(type(recipe), table)
 
 
-@given(TRAINING, PACKINGS, st.lists(SOURCES, min_size=1, max_size=3), SCALINGS, st.none() | PATHS)
+@given(
+    TRAINING,
+    PACKINGS,
+    st.lists(SOURCES, min_size=1, max_size=3, unique_by=lambda each: each.path),
+    SCALINGS,
+    st.none() | PATHS,
+)
 def test_a_training_recipe_written_is_the_one_read(training, packing, sources, scaling, path) -> None:
     model, training = replace(TINY, rope_scaling=scaling, max_seq_len=1 << 20), replace(training, packing=packing)
     recipe = TrainRecipe(model=model, training=training, data=tuple(sources), validation=path, start=path)

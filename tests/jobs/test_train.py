@@ -189,7 +189,7 @@ def test_a_dry_run_says_how_often_each_source_is_read(world, build_recipe, tmp_p
         assert plan.epochs[name] == pytest.approx(10 * 128 * share / plan.tokens[name])
     assert plan.parameters > 0
     assert plan.planned_peak_bytes == plan.bytes.total
-    with pytest.raises(UsageError, match="a weight above 0 for every source or for none"):
+    with pytest.raises(UsageError, match="a weight for every source or for none"):
         dry_run(replace(build_recipe(10), data=(sources[0], replace(sources[1], weight=None))))
 
 
@@ -248,7 +248,7 @@ def test_one_tokenizer_serves_data_held_out_text_and_model(world, build_recipe, 
         replace(recipe, validation=tmp_path / "other"),
         replace(recipe, data=(DataSource(path=tmp_path / "other"),), start=world.run / "model"),
     ):
-        with pytest.raises(CheckpointMismatch, match="not made with one tokenizer"):
+        with pytest.raises(CheckpointMismatch, match="was made with another tokenizer than"):
             train(wrong, tmp_path / "run")
     with pytest.raises(CheckpointMismatch, match="at least the tokenizer's 320, got 64"):
         train(replace(recipe, model=replace(recipe.model, vocab_size=64)), tmp_path / "run")
