@@ -60,7 +60,10 @@ def test_tokens(puna: Puna, made: Any, tmp_path: Path) -> None:
 def test_train(puna: Puna, made: Any, tmp_path: Path) -> None:
     run = ("train", "--model", "tiny", "--data", made.shards, "--out", tmp_path / "run", *SMALL)
     plan = puna(*run, "--dry-run", "--json").json
-    has(plan, "parameters bytes planned_peak_bytes tokens")
+    has(plan, "parameters bytes planned_peak_bytes tokens shares epochs padding")
+    packed = puna(*run, "--packing", "documents", "--dry-run", "--json").json
+    assert packed["planned_peak_bytes"] > plan["planned_peak_bytes"]
+    assert packed["padding"][str(made.shards)] > plan["padding"][str(made.shards)] == 0
     assert not (tmp_path / "run").exists()
     ending = puna(*run, "--json")
     has(ending.json, "steps tokens tokens_per_second loss validation_nats peak_bytes planned_peak_bytes model")

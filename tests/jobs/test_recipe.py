@@ -51,13 +51,7 @@ def read_back(recipe: Any) -> Any:
     return fill(type(recipe), table)
 
 
-@given(
-    TRAINING,
-    PACKINGS,
-    st.lists(SOURCES, min_size=1, max_size=3, unique_by=lambda each: each.path),
-    SCALINGS,
-    st.none() | PATHS,
-)
+@given(TRAINING, PACKINGS, SOURCES, SCALINGS, st.none() | PATHS)
 def test_a_training_recipe_written_is_the_one_read(training, packing, sources, scaling, path) -> None:
     model, training = replace(TINY, rope_scaling=scaling, max_seq_len=1 << 20), replace(training, packing=packing)
     recipe = TrainRecipe(model=model, training=training, data=tuple(sources), validation=path, start=path)
