@@ -60,7 +60,7 @@ def ours(precision: str, *, is_compiled: bool) -> Callable[[], float]:
     config = replace(TRAINING, precision=precision)
     if is_compiled:
         for index, block in enumerate(model.layers):
-            model.layers[index] = torch.compile(block)
+            model.layers[index] = torch.compile(block, dynamic=False)
 
     def step() -> float:
         return train_step(model, optimizer, [batch], rate=3e-4, clip=1.0, precision=config.precision).nats
