@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,20 +198,20 @@ def lock_folder(folder: Path) -> Iterator[None]:
             raise RunLocked(
                 f"{folder}: in use by process {file.read().strip() or '?'}", "wait, or choose another --out"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with suppress(OSError):  # on a full disk the lock holds all the same, and names nobody
+            file.truncate(0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield
 
 
 class AppendedFile:
     """An append-only file, cut back to `offset` bytes on opening so that a resumed run repeats nothing."""
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    def __init__(self, path: Path, offset: int = 0, *, buffering: int = -1) -> None:
         self._path = path
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=buffering)
             self._file.truncate(min(offset, path.stat().st_size))
 
     def write(self, data: bytes) -> None:
@@ -230,7 +230,7 @@ class AppendedFile:
         with _disk_errors(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
-        return self._file.tell()
+        return self._path.stat().st_size
 
     def close(self) -> None:
         """Close the file."""
@@ -239,13 +239,38 @@ class AppendedFile:
 
 
 class LineLog(AppendedFile):
-    """An append-only file of JSON lines."""
+    """An append-only file of JSON lines; those for which the disk has no room wait, and `sync` says so."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        super().__init__(path, offset, buffering=0)
+        self._waiting = bytearray()
 
     def append(self, event: Mapping[str, object]) -> None:
-        """Write one event as a line."""
+        """Write one event as a line, now or when there is room again."""
+        self._waiting += json.dumps(event, ensure_ascii=False).encode() + b"\n"
+        with suppress(DiskFull):
+            self._write_waiting()
+
+    def cut_back(self, offset: int) -> None:
+        """Take back what stands behind `offset` bytes, which a `sync` returned."""
+        self._waiting.clear()
+        super().cut_back(offset)
+
+    def sync(self) -> int:
+        """Bring what was written to the disk; return the file's length in bytes. Errors: DiskFull."""
+        self._write_waiting()
+        return super().sync()
+
+    def close(self) -> None:
+        """Close the file; a resume cuts back what a full disk leaves out here."""
+        with suppress(DiskFull):
+            self._write_waiting()
+        super().close()
+
+    def _write_waiting(self) -> None:
         with _disk_errors(self._path):
-            self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            while self._waiting:
+                del self._waiting[: self._file.write(self._waiting)]
 
 
 def sweep_stale(folder: Path) -> None:

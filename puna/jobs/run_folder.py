@@ -148,14 +148,7 @@ def run_training(
     record = {"recipe": folder.recipe.read_text(encoding="utf-8"), "data": dict(data)}
     notices: list[str] = []
     torch.manual_seed(config.seed)  # whatever may draw from it later; a checkpoint brings its own state
-    state = _last_saved(folder, model, optimizer, record, notices) or TrainState()
-
-    def restore() -> TrainState | None:
-        restored = _last_saved(folder, model, optimizer, record, [])
-        if restored is not None:
-            log.cut_back(restored.metrics_bytes)
-        return restored
-
+    state = _last_saved(folder.checkpoints, model, optimizer, record, notices) or TrainState()
     with (
         closing(LineLog(folder.metrics, state.metrics_bytes)) as log,
         event_files(folder.tensorboard, tensorboard) as boards,
@@ -163,26 +156,30 @@ def run_training(
         checkpointed_blocks(model, is_on=config.checkpoint_activations),
     ):
         everyone = (*observers, _metrics(log), *boards)
-        save = _Saver(
+        saves = _Saves(
             folder=folder.checkpoints, model=model, optimizer=optimizer, config=config, record=record, log=log, peak=peak,
             stop=stop, show=show, notify=partial(tell, everyone),
         )  # fmt: skip
         hooks = LoopHooks(
-            validate=validate, save=save, should_stop=lambda: bool(stop), should_save=stop.take_save, restore=restore,
-            sample=sample,
+            validate=validate, save=saves, should_stop=lambda: bool(stop), should_save=stop.take_save,
+            restore=saves.restore, sample=sample,
         )  # fmt: skip
         for message in notices:
-            tell(everyone, NoticeEvent(step=state.done.steps, message=message))
+            saves.notify(NoticeEvent(step=state.done.steps, message=message))
         state = run_loop(model, optimizer, source, config, state, hooks, everyone)
-    stop.raise_if_asked(f"step {state.done.steps} in {folder.path}")
+    saves.raise_if_stopped(state)
+    saves.prune(state)  # of a run that was killed after its last save
     return replace(state, peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
 
 
 def _last_saved(
-    folder: RunFolder, model: Llama, optimizer: Optimizer, record: Mapping[str, Any], notices: list[str]
+    folder: Path, model: Llama, optimizer: Optimizer, record: Mapping[str, Any], notices: list[str], every: int = 1
 ) -> TrainState | None:
-    """Put the latest checkpoint into model and optimizer; add to the notices. Errors: CheckpointMismatch."""
-    latest = latest_checkpoint(folder.checkpoints)
+    """Put the latest checkpoint, of the multiples of `every`, into model and optimizer; add to the notices.
+
+    Errors: CheckpointMismatch.
+    """
+    latest = latest_checkpoint(folder, every)
     if latest is None:
         return None
 
@@ -194,14 +191,14 @@ def _last_saved(
 
 
 @dataclass(kw_only=True)
-class _Saver:
+class _Saves:
     """Saves a run's states, each followed by the page that shows it, and outlives a full disk twice in a row."""
 
     folder: Path
     model: Llama
     optimizer: Optimizer
     config: TrainingConfig
-    record: Mapping[str, object]
+    record: Mapping[str, Any]
     log: LineLog
     peak: PeakMemory
     stop: StopRequest
@@ -215,7 +212,7 @@ class _Saver:
         try:
             state = replace(state, metrics_bytes=log.sync(), peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
             save_checkpoint(self.folder, self.model, self.optimizer, state, self.record)
-            prune_checkpoints(self.folder, self.config.keep_checkpoints, state.best_step)
+            self.prune(state)
             self.failures = 0
         except DiskFull as error:
             self.failures += 1
@@ -226,6 +223,24 @@ class _Saver:
         if not is_done:
             with peak.paused(), suppress(DiskFull):  # the page is a convenience; the job writes the last one
                 self.show(state, bool(self.stop))
+
+    def prune(self, state: TrainState) -> None:
+        """Remove what the recipe does not keep."""
+        prune_checkpoints(self.folder, self.config.keep_checkpoints, state.best_step, self.config.checkpoint_every)
+
+    def restore(self) -> TrainState | None:
+        """Put the last planned checkpoint back: a save that a signal asked for changes nothing of where a run goes."""
+        every = self.config.checkpoint_every
+        state = _last_saved(self.folder, self.model, self.optimizer, self.record, [], every)
+        if state is not None:
+            self.log.cut_back(state.metrics_bytes)
+        return state
+
+    def raise_if_stopped(self, state: TrainState) -> None:
+        """Errors: Interrupted, saying what is saved; DiskFull where the last save failed."""
+        if self.stop and self.failures:
+            raise DiskFull(f"step {state.done.steps} found no room in {self.folder}", "free some space, then --resume")
+        self.stop.raise_if_asked(f"step {state.done.steps} in {self.folder.parent}")
 
 
 def refuse_foreign(path: Path) -> None:

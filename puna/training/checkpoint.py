@@ -85,13 +85,13 @@ def machine_record() -> dict[str, str | int]:
     }
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The highest step whose manifest verifies; None where no step was saved.
+def latest_checkpoint(folder: Path, every: int = 1) -> Path | None:
+    """The highest step whose manifest verifies, of the multiples of `every`; None where no such step was saved.
 
     Errors: CheckpointMismatch where steps were saved and every one of them is damaged.
     """
     damaged = None
-    for path in reversed(_steps(folder)):
+    for path in reversed(_steps(folder, every)):
         try:
             verify_folder(path)
         except (CheckpointMismatch, FormatError) as error:
@@ -134,10 +134,14 @@ def load_checkpoint(
     return TrainState(**{**counters, "done": Done(**counters["done"])})
 
 
-def prune_checkpoints(folder: Path, keep: int, best_step: int | None = None) -> None:
-    """Remove all but the last `keep` steps and the best one; what cannot be removed stays until the next time."""
-    for path in _steps(folder)[:-keep]:
-        if best_step is None or path.name != _name(best_step):
+def prune_checkpoints(folder: Path, keep: int, best_step: int | None = None, every: int = 1) -> None:
+    """Remove all but the last `keep` steps, the best one and the last multiple of `every`, to which a rollback goes.
+
+    What cannot be removed stays until the next time.
+    """
+    kept = {*_steps(folder)[-keep:], *_steps(folder, every)[-1:]}
+    for path in _steps(folder):
+        if path not in kept and (best_step is None or path.name != _name(best_step)):
             with suppress(OSError):
                 remove_folder(path)
 
@@ -155,9 +159,13 @@ def _name(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def _steps(folder: Path) -> list[Path]:
+def _steps(folder: Path, every: int = 1) -> list[Path]:
     found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted((path for path in found if _step(path) % every == 0), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _form(tensor: Tensor) -> str:
