@@ -28,7 +28,6 @@ from puna.model.init import initialise
 from puna.model.llama import Llama
 from puna.planning.compute import training_flops
 from puna.planning.counting import parameter_count
-from puna.planning.memory import PROCESS_BYTES
 from puna.planning.settings import FullTraining, Settings
 from puna.report.axes import Axis
 from puna.report.curves import LineChart, Series
@@ -113,7 +112,7 @@ def measure(point: Point, steps: int) -> dict[str, Any]:
         "tokens_per_second": tokens / median,
         "gflops": training_flops(point.model, settings) / median / 1e9,
         "peak_growth_bytes": peak.growth_bytes(),
-        "planned_growth_bytes": plan.total - weights - PROCESS_BYTES,
+        "planned_growth_bytes": plan.total - weights,
     }
 
 
