@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from train import BATCH, CONFIG, SEQ
 
 from puna.arch.config import ModelConfig
 from puna.jobs.peak import PeakMemory
@@ -37,19 +38,7 @@ from puna.training.config import StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer
 from puna.training.step import train_step
 
-MODEL = ModelConfig(
-    vocab_size=8192,
-    dim=512,
-    n_layers=8,
-    n_heads=8,
-    n_kv_heads=2,
-    head_dim=64,
-    ffn_dim=1408,
-    max_seq_len=512,
-    rope_theta=10_000.0,
-    tied_embeddings=False,
-)
-BATCH, SEQ, LONG_STEP = 8, 512, 8192
+LONG_STEP = 8192  # tokens, whatever the length of a sequence
 SHAPES = ((128, 5), (256, 6), (512, 8), (768, 12), (1024, 16))  # dim and layers: 3 M to 200 M parameters
 
 
@@ -70,12 +59,12 @@ def points() -> list[Point]:
         Point(sweep="parameters", x=parameter_count(model), model=model)
         for model in map(shape, *zip(*SHAPES, strict=True))
     ]
-    found += [Point(sweep="batch", x=batch, model=MODEL, batch=batch) for batch in (1, 2, 4, 8, 16, 32)]
+    found += [Point(sweep="batch", x=batch, model=CONFIG, batch=batch) for batch in (1, 2, 4, 8, 16, 32)]
     for seq in (256, 512, 1024, 2048, 4096, 8192):
-        model = replace(MODEL, max_seq_len=seq)
+        model = replace(CONFIG, max_seq_len=seq)
         found.append(Point(sweep="seq", x=seq, model=model, batch=LONG_STEP // seq, seq=seq))
     for vocabulary in (4096, 8192, 16384, 32768, 65536, 131072):
-        model = replace(MODEL, vocab_size=vocabulary)
+        model = replace(CONFIG, vocab_size=vocabulary)
         found.append(Point(sweep="vocabulary", x=vocabulary, model=model))
     return found
 
@@ -83,7 +72,7 @@ def points() -> list[Point]:
 def shape(dim: int, layers: int) -> ModelConfig:
     """A model of this width and depth in the proportions of the first."""
     ffn = (dim * 11 // 4 + 63) // 64 * 64
-    return replace(MODEL, dim=dim, n_layers=layers, ffn_dim=ffn, n_heads=dim // 64, n_kv_heads=max(1, dim // 256))
+    return replace(CONFIG, dim=dim, n_layers=layers, ffn_dim=ffn, n_heads=dim // 64, n_kv_heads=max(1, dim // 256))
 
 
 def measure(point: Point, steps: int) -> dict[str, Any]:
