@@ -18,6 +18,7 @@ from puna.model.linears.kind import AnyLinear
 __all__ = ["Nats", "chunked_nats", "token_nats"]
 
 _CHUNK_LOGITS = 1 << 22  # 4 M float32 logits, 16 MiB: larger products leave the cache (docs/findings.md 2)
+_CHUNK_TOKENS = 256  # but at least so many tokens: products of fewer rows are slow, and re-read the head (finding 28)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,6 @@ def _nats_and_gradient(logits_CV: Tensor, targets_C: Tensor, *, backward: bool) 
 
 
 def _chunks(head: AnyLinear, tokens: int) -> Iterator[slice]:
-    size = max(1, _CHUNK_LOGITS // head.out_features)
+    size = max(_CHUNK_TOKENS, _CHUNK_LOGITS // head.out_features)
     for start in range(0, tokens, size):
         yield slice(start, start + size)

@@ -21,6 +21,7 @@ from puna.planning.counting import kv_cache_bytes_per_token, linear_parameters, 
 from puna.planning.settings import ADAM_FLOAT32, ADAM_MIXED, Base, FullTraining, Inference, LoraTraining, Settings
 
 __all__ = [
+    "LOSS_CHUNK_LEAST_TOKENS",
     "LOSS_CHUNK_LOGITS",
     "LOSS_CHUNK_TOKENS",
     "PROCESS_BYTES",
@@ -42,7 +43,10 @@ LOSS_CHUNK_TOKENS = 1024
 """Tokens whose logits exist at once in a fused 16-bit loss."""
 
 LOSS_CHUNK_LOGITS = 1 << 22
-"""Logits that exist at once in this project's float32 loss (model/loss.py)."""
+"""Logits that exist at once in this project's float32 loss (model/loss.py), as long as they are of so many tokens:"""
+
+LOSS_CHUNK_LEAST_TOKENS = 256
+"""The fewest tokens of such a chunk."""
 
 _LOGIT_BYTES_16 = 2 + 4 + 4  # the logit, its float32 copy, the copy's gradient
 _LOGIT_BYTES_32 = 4 + 4  # the logit, and its log-softmax, which becomes the gradient
@@ -173,7 +177,8 @@ def _loss_phase(config: ModelConfig, settings: Settings) -> int:
     """Logits that exist at once, with their copies and gradients."""
     own, tokens = settings.compute_bytes == 4, settings.tokens
     if settings.loss == "chunked":
-        tokens = min(tokens, max(1, LOSS_CHUNK_LOGITS // config.vocab_size) if own else LOSS_CHUNK_TOKENS)
+        chunk = max(LOSS_CHUNK_LEAST_TOKENS, LOSS_CHUNK_LOGITS // config.vocab_size) if own else LOSS_CHUNK_TOKENS
+        tokens = min(tokens, chunk)
     return tokens * config.vocab_size * (_LOGIT_BYTES_32 if own else _LOGIT_BYTES_16)
 
 

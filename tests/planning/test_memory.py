@@ -14,7 +14,14 @@ from puna.model.loss import chunked_nats
 from puna.model.positions import rope_angles
 from puna.model.surgery import get_linear, replace_linear
 from puna.planning.counting import linear_parameters, parameter_count
-from puna.planning.memory import LOSS_CHUNK_LOGITS, layer_activations, nf4_bytes, peak_memory, weight_bytes
+from puna.planning.memory import (
+    LOSS_CHUNK_LEAST_TOKENS,
+    LOSS_CHUNK_LOGITS,
+    layer_activations,
+    nf4_bytes,
+    peak_memory,
+    weight_bytes,
+)
 from puna.planning.settings import (
     ADAM_8BIT,
     ADAM_BFLOAT16,
@@ -190,6 +197,7 @@ def test_packed_documents_keep_one_mask_for_all_layers_and_angles_of_each_row():
 
 def test_the_planned_chunk_of_the_loss_is_the_real_one():
     assert loss_module._CHUNK_LOGITS == LOSS_CHUNK_LOGITS
+    assert loss_module._CHUNK_TOKENS == LOSS_CHUNK_LEAST_TOKENS
 
 
 def attach(model, targets, rank):
