@@ -6,14 +6,19 @@ from puna.arch.config import ModelConfig
 from puna.errors import unknown_name
 
 __all__ = [
+    "ADAPTABLE",
+    "EMBEDDING",
+    "HEAD",
     "LINEARS",
     "LINEAR_GROUPS",
     "linear_path",
     "linear_paths",
     "linear_shapes",
     "match_linears",
+    "match_targets",
     "parameter_count",
     "shares_input",
+    "target_paths",
 ]
 
 _PARENT = {
@@ -26,6 +31,8 @@ _PARENT = {
     "down_proj": "mlp",
 }
 LINEARS = tuple(_PARENT)
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
+ADAPTABLE = (EMBEDDING, *LINEARS, HEAD)
 LINEAR_GROUPS = {"all": LINEARS, "attention": LINEARS[:4], "mlp": LINEARS[4:]}
 _SHARED_INPUT = {name: group for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")) for name in group}
 
@@ -53,15 +60,24 @@ def match_linears(text: str) -> tuple[str, ...]:
 
     Errors: UsageError offering the nearest name.
     """
-    wanted: set[str] = set()
-    for part in (piece.strip() for piece in text.split(",")):
-        if part in LINEAR_GROUPS:
-            wanted.update(LINEAR_GROUPS[part])
-        elif part in LINEARS:
-            wanted.add(part)
-        else:
-            raise unknown_name("linear", part, (*LINEAR_GROUPS, *LINEARS))
-    return tuple(name for name in LINEARS if name in wanted)
+    return _match(text, LINEARS)
+
+
+def match_targets(text: str) -> tuple[str, ...]:
+    """What an adapter may stand beside: as `match_linears`, and `embed_tokens` and `lm_head` by their own names.
+
+    Errors: UsageError offering the nearest name.
+    """
+    return _match(text, ADAPTABLE)
+
+
+def target_paths(config: ModelConfig, targets: tuple[str, ...]) -> Iterator[str]:
+    """The paths of an adapter's targets: the embedding, the blocks' Linears layer by layer, the head."""
+    if EMBEDDING in targets:
+        yield EMBEDDING
+    yield from linear_paths(config, tuple(name for name in LINEARS if name in targets))
+    if HEAD in targets:
+        yield HEAD
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -74,3 +90,15 @@ def parameter_count(config: ModelConfig) -> int:
 def shares_input(name: str) -> tuple[str, ...]:
     """The Linears that read the same input as `name`, itself included."""
     return _SHARED_INPUT.get(name, (name,))
+
+
+def _match(text: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    wanted: set[str] = set()
+    for part in (piece.strip() for piece in text.split(",")):
+        if part in LINEAR_GROUPS:
+            wanted.update(LINEAR_GROUPS[part])
+        elif part in names:
+            wanted.add(part)
+        else:
+            raise unknown_name("linear", part, (*LINEAR_GROUPS, *names))
+    return tuple(name for name in names if name in wanted)

@@ -34,7 +34,7 @@ from puna.jobs.run_folder import RunFolder, check_replaceable, open_run, run_tra
 from puna.jobs.run_report import learning_sections, peak_row, write_run_report, write_unfinished_report
 from puna.jobs.sections import memory_section
 from puna.jobs.train_recipe import training_table
-from puna.model.linears.lora import LoraSettings
+from puna.model.linears.adapter import LoraSettings
 from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.planning.settings import LoraTraining, Settings
 from puna.report.labels import label

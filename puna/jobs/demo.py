@@ -31,7 +31,7 @@ from puna.jobs.recipe import dump_recipe, fill, read_recipe
 from puna.jobs.run_folder import RunFolder, refuse_foreign
 from puna.jobs.train import TrainResult, train
 from puna.jobs.train_recipe import DataSource, TrainRecipe, resumed_recipe
-from puna.model.linears.lora import LoraSettings
+from puna.model.linears.adapter import LoraSettings
 from puna.text.corpus import Document
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.shards import Shards, build_shards, open_shards

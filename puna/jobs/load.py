@@ -14,7 +14,7 @@ from puna.arch.presets import PRESETS
 from puna.errors import CheckpointMismatch, UsageError, unknown_name
 from puna.generation.decode import Completion, generate
 from puna.generation.sampling import Sampler, SamplingSettings
-from puna.model.linears.lora import Adapter
+from puna.model.linears.adapter import Adapter
 from puna.model.llama import Llama
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.adapters import ADAPTER_CONFIG, load_adapter, read_base_path

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from puna.errors import DiskFull, UsageError
 from puna.files import free_bytes
-from puna.model.linears.lora import Adapter
+from puna.model.linears.adapter import Adapter
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.dense import DenseTensors

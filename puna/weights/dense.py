@@ -5,9 +5,11 @@ All of it is formed in float32, one matrix at a time. Format: docs/formats.md 7.
 
 from torch import Tensor
 
+from puna.arch.modules import EMBEDDING, HEAD
+from puna.errors import UsageError
+from puna.model.linears.adapter import Adapter
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import LinearKind
-from puna.model.linears.lora import Adapter, lora_update
 from puna.model.linears.low_rank import LowRankLinear
 from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.names import ExpectedTensor, LowRankEntry, expected_tensors
@@ -25,7 +27,7 @@ class DenseTensors:
     """
 
     def __init__(self, header: CheckpointHeader, adapter: Adapter | None = None) -> None:
-        """Errors: CheckpointMismatch: an adapter for a model of another shape. FormatError."""
+        """Errors: CheckpointMismatch: an adapter for another model. FormatError. UsageError: it would untie the head."""
         self._header, self._adapter = header, adapter
         self._stored = StoredTensors(header)
         self._parts = {expected.path: expected for expected in header.expected()}
@@ -33,6 +35,11 @@ class DenseTensors:
         self.shapes = {item.path: item.shape for item in expected_tensors(header.config, kind="hf")}
         self.dtypes = {path: self._stored.dtype(self._part_of(path)) for path in self.shapes}
         if adapter is not None:
+            if header.config.tied_embeddings and not adapter.tensors.keys().isdisjoint((EMBEDDING, HEAD)):
+                raise UsageError(
+                    f"{header.path}: the adapter changes the embedding or the head alone, and here they are one weight",
+                    "puna adapt merge unties them; then convert the merged model",
+                )
             adapter.check_fits({path.removesuffix(".weight"): shape for path, shape in self.shapes.items()})
 
     def __getitem__(self, path: str) -> Tensor:
@@ -41,7 +48,7 @@ class DenseTensors:
         weight = self._stored[self._parts[path]] if module not in self._entries else self._formed(module)
         refuse_non_finite(self._header.path, path, weight)
         if self._adapter is not None and module in self._adapter.tensors:
-            weight = weight.float() + lora_update(self._adapter.settings, *self._adapter.tensors[module])
+            weight = self._adapter.merged(module, weight)
         return weight
 
     def codes(self, path: str) -> Tensor | None:

@@ -18,7 +18,7 @@ from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.train import train
 from puna.jobs.train_recipe import training_flags
-from puna.model.linears.lora import LoraSettings
+from puna.model.linears.adapter import LoraSettings
 from puna.training.config import StepBudget
 
 TRAINING = {"precision": "float32", "seq": 32, "batch": 4, "micro_batch": 2, "learning_rate": 1e-2, "validate_every": 3}

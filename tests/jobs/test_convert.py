@@ -14,7 +14,7 @@ from puna.jobs.convert import convert
 from puna.jobs.load import load
 from puna.jobs.show import show
 from puna.jobs.verify import verify
-from puna.model.linears.lora import LoraSettings
+from puna.model.linears.adapter import LoraSettings
 from puna.tokens.learning import learn_tokenizer
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder

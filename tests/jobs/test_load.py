@@ -10,7 +10,7 @@ from puna.adaptation.targets import adapter_of, attach, named_loras
 from puna.errors import CheckpointMismatch, FormatError, UsageError
 from puna.evaluation.perplexity import evaluate_text
 from puna.jobs.load import find_base, find_model, load
-from puna.model.linears.lora import LoraSettings
+from puna.model.linears.adapter import LoraSettings
 from puna.tokens.learning import learn_tokenizer
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder

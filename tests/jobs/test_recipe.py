@@ -16,7 +16,7 @@ from puna.jobs.adapt import AdaptRecipe
 from puna.jobs.compress import CompressRecipe
 from puna.jobs.recipe import apply_settings, dump_recipe, fill, read_recipe, section
 from puna.jobs.train_recipe import DataSource, TrainRecipe
-from puna.model.linears.lora import LoraSettings
+from puna.model.linears.adapter import LoraSettings
 from puna.training.config import StepBudget, TimeBudget, TokenBudget, TrainingConfig
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

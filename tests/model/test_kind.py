@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import AnyLinear, dense_weight
-from puna.model.linears.lora import LoraLinear, LoraSettings
+from puna.model.linears.lora import LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
 
 

@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from puna.model import loss
+from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.kind import AnyLinear
-from puna.model.linears.lora import LoraLinear, LoraSettings
+from puna.model.linears.lora import LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
 from puna.model.loss import Nats, chunked_nats, token_nats

@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from puna.arch.modules import LINEARS, linear_paths
 from puna.arch.presets import PRESETS
-from puna.model.linears.lora import LoraLinear, LoraSettings
+from puna.model.linears.adapter import LoraSettings
+from puna.model.linears.lora import LoraLinear
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear, replace_linear
 from puna.planning.compute import forward_flops, training_flops

@@ -8,7 +8,8 @@ from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS, linear_paths
 from puna.arch.presets import PRESETS
 from puna.model import loss as loss_module
-from puna.model.linears.lora import LoraLinear, LoraSettings
+from puna.model.linears.adapter import LoraSettings
+from puna.model.linears.lora import LoraLinear
 from puna.model.llama import Llama
 from puna.model.loss import chunked_nats
 from puna.model.positions import rope_angles

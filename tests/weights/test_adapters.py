@@ -1,6 +1,7 @@
 """PEFT folders: peft loads ours, we load peft's, and an option that we do not compute is refused by name."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from puna.adaptation.targets import adapter_of, attach, attach_adapter
-from puna.arch.modules import LINEARS
+from puna.adaptation.merge import merge
+from puna.adaptation.targets import adapter_of, attach, attach_adapter, detach
+from puna.arch.modules import ADAPTABLE, LINEARS
 from puna.errors import CheckpointMismatch, FormatError
 from puna.files import MANIFEST
-from puna.model.linears.lora import LoraSettings
+from puna.model.linears.adapter import LoraOverride, LoraSettings
 from puna.weights.adapters import load_adapter, read_base_path, save_adapter
 from puna.weights.folder import save_folder
 from puna.weights.loading import load_llama
@@ -21,6 +23,21 @@ T32 = 1e-5
 IDS = torch.randint(0, 512, (2, 60), generator=torch.Generator().manual_seed(0))
 TWO = LoraSettings(rank=3, alpha=7.0, targets=("v_proj", "down_proj"))
 ALL = LoraSettings(rank=4, alpha=8.0, targets=LINEARS)
+OVERRIDES = (
+    LoraOverride(target="down_proj", rank=2, alpha=5.0),
+    LoraOverride(target="layers.1.self_attn.v_proj", rank=5),
+    LoraOverride(target="v_proj", alpha=3.0),
+)
+KINDS = {
+    "two": TWO,
+    "all": ALL,
+    "rslora": replace(ALL, rank_stabilized=True),
+    "dora": replace(ALL, magnitudes=True),
+    "overrides": replace(TWO, overrides=OVERRIDES),
+    "stabilised dora with overrides": replace(TWO, overrides=OVERRIDES, rank_stabilized=True, magnitudes=True),
+    "tables": replace(ALL, targets=ADAPTABLE),
+    "head": replace(TWO, targets=("lm_head",), magnitudes=True),
+}
 
 
 @pytest.fixture
@@ -35,8 +52,10 @@ def trained(model, settings):
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.endswith(".B"):
-                weight.copy_(torch.empty(weight.shape).normal_(generator=generator))
+            if name.endswith((".A", ".B")):
+                weight.copy_(torch.empty(weight.shape).normal_(generator=generator) * 0.1)
+            elif name.endswith(".magnitude"):
+                weight.mul_(torch.empty(weight.shape).uniform_(0.5, 2, generator=generator))
     return adapter_of(model, base_sha256="ab" * 32)
 
 
@@ -54,52 +73,112 @@ def assert_equal_logits(a, b):
     assert (a - b).abs().max() <= T32 * b.abs().max()
 
 
-@pytest.mark.parametrize("settings", [TWO, ALL])
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_save_then_load_is_the_same_adapter(tiny, tmp_path, settings):
     adapter = trained(tiny, settings)
     save_adapter(adapter, tmp_path / "a", base="somewhere")
     found = load_adapter(tmp_path / "a")
-    assert (found.settings, found.base_sha256) == (settings, "ab" * 32)
+    assert found.base_sha256 == "ab" * 32
     assert list(found.tensors) == list(adapter.tensors)
     for path, pair in adapter.tensors.items():
         assert all(torch.equal(a, b) for a, b in zip(pair, found.tensors[path], strict=True))
+        assert found.settings.rank_of(path) == settings.rank_of(path)
+        assert found.settings.scale_of(path) == settings.scale_of(path)
+    assert (
+        found.magnitudes.keys() == adapter.magnitudes.keys() == (adapter.tensors if settings.magnitudes else {}).keys()
+    )
+    assert all(torch.equal(found.magnitudes[path], tensor) for path, tensor in adapter.magnitudes.items())
     save_adapter(found, tmp_path / "b", base="somewhere")
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("settings", [TWO, ALL])
-@pytest.mark.filterwarnings("error:Found missing adapter keys")
-def test_peft_loads_our_adapter_with_equal_logits(tiny, base, tmp_path, settings):
-    save_adapter(trained(tiny, settings), tmp_path / "a", base=str(base))
-    theirs = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "a")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+@pytest.mark.filterwarnings("error:Found missing adapter keys", "ignore:Model with `tie_word_embeddings")
+def test_peft_loads_our_adapter_with_equal_logits(build_llama, tmp_path, settings, tied):
+    model = build_llama(tied_embeddings=tied)
+    save_folder(model, tmp_path / "base")
+    save_adapter(trained(model, settings), tmp_path / "a", base=str(tmp_path / "base"))
+    theirs = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "a")
     stored = {name.replace(".default", "") for name, _ in theirs.named_parameters() if "lora_" in name}
-    assert stored == load_file(tmp_path / "a" / "adapter_model.safetensors").keys()
+    ours = {name.removesuffix(".weight") for name in load_file(tmp_path / "a" / "adapter_model.safetensors")}
+    assert {name.removesuffix(".weight") for name in stored} == ours
     with torch.no_grad():
-        assert_equal_logits(tiny(IDS), theirs(IDS).logits)
+        assert_equal_logits(model(IDS), theirs(IDS).logits)
     assert len(json.loads((tmp_path / "a" / "adapter_config.json").read_text())) == 17
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "up_proj"], "all-linear"])
-def test_we_load_pefts_adapter_with_equal_logits(base, tmp_path, targets):
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "up_proj"]},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["q_proj", "v_proj"], "use_rslora": True},
+        {"target_modules": "all-linear", "use_dora": True},
+        {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa"},
+        {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": "olora", "use_rslora": True},
+        {"target_modules": ["k_proj", "embed_tokens"]},
+        {"target_modules": ["k_proj", "lm_head"], "use_dora": True},
+        {"target_modules": ["embed_tokens", "o_proj", "lm_head"]},
+        {
+            "target_modules": ["q_proj", "up_proj"],
+            "rank_pattern": {"q_proj": 2, "model.layers.1.mlp.up_proj": 7},
+            "alpha_pattern": {"layers.0.mlp.up_proj": 3},
+        },
+    ],
+    ids=lambda options: ", ".join(f"{key}={value}" for key, value in options.items()),
+)
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`", "ignore:Model with `tie_word_embeddings")
+def test_we_load_pefts_adapter_with_equal_logits(build_llama, tmp_path, options, tied):
+    model = build_llama(tied_embeddings=tied)
+    save_folder(model, tmp_path / "base")
     torch.manual_seed(0)
-    config = LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
-    theirs = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
+    config = LoraConfig(**{"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", "init_lora_weights": True} | options)
+    theirs = get_peft_model(LlamaForCausalLM.from_pretrained(tmp_path / "base"), config)
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            if "lora_magnitude" in name:
+                weight.mul_(torch.empty_like(weight).uniform_(0.5, 2))
+            elif "lora_" in name:
+                weight.add_(torch.empty_like(weight).normal_() * 0.1)
     theirs.save_pretrained(tmp_path / "a")
-    ours = load_llama(base)
+    ours = load_llama(tmp_path / "base")
     attach_adapter(ours, load_adapter(tmp_path / "a"))
     with torch.no_grad():
-        assert_equal_logits(ours(IDS), theirs(IDS).logits)
+        theirs.eval()
+        expected = theirs(IDS).logits
+        assert_equal_logits(ours(IDS), expected)
+        again = adapter_of(ours)
+        detach(ours)
+        attach_adapter(ours, again)
+        assert_equal_logits(ours(IDS), expected)
+        assert merge(ours) is (tied and not again.tensors.keys().isdisjoint(("embed_tokens", "lm_head")))
+        assert_equal_logits(ours(IDS), expected)
+
+
+def test_a_pefts_copy_of_another_bases_table_is_refused(build_llama, tmp_path):
+    save_folder(build_llama(), tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    theirs = get_peft_model(LlamaForCausalLM.from_pretrained(tmp_path / "base"), config)
+    theirs.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    other = build_llama()
+    with torch.no_grad():
+        other.embed_tokens.weight[0, 0] += 1
+    with pytest.raises(CheckpointMismatch, match=r"embed_tokens.*copy"):
+        attach_adapter(other, load_adapter(tmp_path / "a"))
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_rslora", True),
-        ("use_dora", True),
+        ("use_rslora", "yes"),
+        ("use_dora", 1),
         ("fan_in_fan_out", True),
-        ("rank_pattern", {"q_proj": 2}),
-        ("alpha_pattern", {"q_proj": 2}),
+        (r"rank_pattern\..*", {r"layers\.[01]\..*q_proj": 2}),
+        (r"rank_pattern.v_proj", {"v_proj": 0}),
+        ("alpha_pattern.v_proj", {"v_proj": "2"}),
         ("modules_to_save", ["lm_head"]),
         ("bias", "lora_only"),
         ("bias", None),
@@ -109,14 +188,15 @@ def test_we_load_pefts_adapter_with_equal_logits(base, tmp_path, targets):
         ("target_parameters", ["x"]),
         ("trainable_token_indices", [1]),
         ("alora_invocation_tokens", [1]),
-        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_16"),
         ("init_lora_weights", "corda"),
+        ("init_lora_weights", []),
         ("loftq_config", {"bits": 4}),
         ("eva_config", {"rho": 2}),
         ("an_option_of_tomorrow", 1),
         ("peft_type", "IA3"),
         ("target_modules", "all-linear"),
-        ("target_modules", ["lm_head"]),
+        ("target_modules", ["norm"]),
         ("target_modules", []),
         ("r", 0),
         ("r", None),
@@ -125,7 +205,7 @@ def test_we_load_pefts_adapter_with_equal_logits(base, tmp_path, targets):
 )
 def test_an_active_option_that_we_lack_is_refused_by_name(tiny, tmp_path, key, value):
     save_adapter(trained(tiny, TWO), tmp_path / "a", base="base")
-    edit(unsealed(tmp_path / "a"), **{key: value})
+    edit(unsealed(tmp_path / "a"), **{key.partition(".")[0].partition("\\")[0]: value})
     with pytest.raises(FormatError, match=f"{key}: expected"):
         load_adapter(tmp_path / "a")
 

@@ -11,9 +11,9 @@ from puna.adaptation.targets import adapter_of, attach
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from puna.errors import CheckpointMismatch, DiskFull, FormatError, UsageError
 from puna.model.block_quantization import dequantize_blocks, quantize_blocks
+from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import dense_weight
-from puna.model.linears.lora import LoraSettings
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.surgery import replace_linears
 from puna.weights.conversion import convert_checkpoint

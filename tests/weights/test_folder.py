@@ -12,9 +12,9 @@ from puna.arch.modules import LINEARS
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from puna.errors import CheckpointMismatch, FormatError, UsageError
 from puna.files import MANIFEST
+from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import dense_weight
-from puna.model.linears.lora import LoraSettings
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.surgery import get_linear, replace_linears
 from puna.weights.folder import save_folder

@@ -12,7 +12,7 @@ from puna.arch.config import ModelConfig
 from puna.errors import FormatError, PunaError
 from puna.files import MANIFEST
 from puna.model.init import initialise
-from puna.model.linears.lora import Adapter, LoraSettings
+from puna.model.linears.adapter import Adapter, LoraSettings
 from puna.model.llama import Llama
 from puna.weights.adapters import load_adapter, save_adapter
 from puna.weights.folder import save_folder
