@@ -58,6 +58,11 @@ class TrainRecipe:
                 raise UsageError(
                     f"data: {path} stands there twice", "name it once, with a weight if it is to count more"
                 )
+        if self.training.lora_b_ratio != 1:
+            raise UsageError(
+                f"training.lora_b_ratio: expected none without an adapter, got {self.training.lora_b_ratio}",
+                "leave it out: it is for puna adapt",
+            )
         if self.training.seq > self.model.max_seq_len:
             raise UsageError(
                 f"training.seq: expected at most model.max_seq_len = {self.model.max_seq_len}, got {self.training.seq}",

@@ -6,13 +6,14 @@
 Norms, rotations, softmax and activations are not counted: below 1 % of a Llama's work. Source: docs/math.md section 3.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import linear_shapes
-from puna.planning.counting import lora_parameters
-from puna.planning.settings import FullTraining, Inference, Settings
+from puna.arch.modules import EMBEDDING, LINEARS, linear_shapes
+from puna.planning.counting import target_shapes
+from puna.planning.settings import FullTraining, Inference, LoraTraining, Settings
 
 __all__ = ["ForwardFlops", "forward_flops", "training_flops"]
 
@@ -64,7 +65,25 @@ def training_flops(config: ModelConfig, settings: Settings) -> int:
     recomputed = forward.layers if settings.checkpointing else 0
     if isinstance(method, FullTraining):
         return 3 * forward.total + recomputed
-    adapter = 2 * settings.tokens * lora_parameters(config, method.rank, method.targets)
-    recomputed += adapter if settings.checkpointing else 0
-    frozen = forward.total - forward.attention
-    return 2 * frozen + 3 * forward.attention + 3 * adapter + recomputed
+    everywhere = _adapter_flops(config, method, settings.tokens, method.targets)
+    in_layers = _adapter_flops(config, method, settings.tokens, [name for name in method.targets if name in LINEARS])
+    recomputed += sum(in_layers) if settings.checkpointing else 0
+    trained, frozen, fixed = everywhere
+    frozen += forward.total - forward.attention
+    return 3 * (trained + forward.attention) + 2 * frozen + fixed + recomputed
+
+
+def _adapter_flops(
+    config: ModelConfig, method: LoraTraining, tokens: int, targets: Iterable[str]
+) -> tuple[int, int, int]:
+    """One pass forward: of the trained factors, of the frozen ones that they began as, of a DoRA's row lengths.
+
+    Of the embedding's A a row is taken; the lengths (W A^T, A A^T, B A A^T) cost the same whatever the tokens.
+    """
+    shapes, products, lengths = target_shapes(config), 0, 0
+    for name in targets:
+        (d_out, d_in), rank = shapes[name], method.rank_of(name)
+        layers = config.n_layers if name in LINEARS else 1
+        products += 2 * tokens * layers * rank * (d_out if name == EMBEDDING else d_in + d_out)
+        lengths += 2 * layers * rank * (d_out * d_in + rank * (d_in + d_out))
+    return products, products if method.starts else 0, lengths if method.magnitudes else 0

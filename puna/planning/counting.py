@@ -6,11 +6,12 @@
 Source: docs/math.md section 3.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
+from types import MappingProxyType
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import LINEARS, linear_path, linear_shapes, parameter_count
+from puna.arch.modules import EMBEDDING, HEAD, LINEARS, linear_path, linear_shapes, parameter_count
 
 __all__ = [
     "embedding_parameters",
@@ -22,6 +23,7 @@ __all__ = [
     "norm_parameters",
     "parameter_count",
     "parameter_shapes",
+    "target_shapes",
 ]
 
 
@@ -59,15 +61,42 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def lora_per_module(config: ModelConfig, rank: int, targets: Iterable[str] = LINEARS) -> dict[str, int]:
-    """What an adapter adds to each target Linear of one layer: rank (d_in + d_out)."""
-    shapes = linear_shapes(config)
-    return {name: rank * sum(shapes[name]) for name in targets}
+def target_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(d_out, d_in) of what an adapter may stand beside; the embedding is a Linear from the vocabulary."""
+    return {
+        EMBEDDING: (config.dim, config.vocab_size),
+        **linear_shapes(config),
+        HEAD: (config.vocab_size, config.dim),
+    }
 
 
-def lora_parameters(config: ModelConfig, rank: int, targets: Iterable[str] = LINEARS) -> int:
+def lora_per_module(
+    config: ModelConfig,
+    rank: int,
+    targets: Iterable[str] = LINEARS,
+    ranks: Mapping[str, int] = MappingProxyType({}),
+    *,
+    magnitudes: bool = False,
+) -> dict[str, int]:
+    """What an adapter adds to each target, of one layer: rank (d_in + d_out), and d_out magnitudes of a DoRA.
+
+    Args: ranks: where they differ from `rank`, by target.
+    """
+    shapes = target_shapes(config)
+    return {name: ranks.get(name, rank) * sum(shapes[name]) + magnitudes * shapes[name][0] for name in targets}
+
+
+def lora_parameters(
+    config: ModelConfig,
+    rank: int,
+    targets: Iterable[str] = LINEARS,
+    ranks: Mapping[str, int] = MappingProxyType({}),
+    *,
+    magnitudes: bool = False,
+) -> int:
     """What an adapter adds in all; independent of alpha."""
-    return config.n_layers * sum(lora_per_module(config, rank, targets).values())
+    each = lora_per_module(config, rank, targets, ranks, magnitudes=magnitudes)
+    return sum(count * (config.n_layers if name in LINEARS else 1) for name, count in each.items())
 
 
 def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import linear_shapes, shares_input
+from puna.arch.modules import LINEARS, linear_shapes, shares_input
 from puna.planning.counting import kv_cache_bytes_per_token, linear_parameters, lora_parameters, parameter_count
 from puna.planning.settings import ADAM_FLOAT32, ADAM_MIXED, Base, FullTraining, Inference, LoraTraining, Settings
 
@@ -81,8 +81,11 @@ def peak_memory(config: ModelConfig, settings: Settings, runtime_bytes: int = RU
     weights = weight_bytes(config, settings.base)
     if isinstance(settings.method, LoraTraining):
         adam = settings.method.adam
-        trained = lora_parameters(config, settings.method.rank, settings.method.targets)
-        adapters = trained * adam.weight
+        method = settings.method
+        factors = lora_parameters(config, method.rank, method.targets, method.ranks)
+        trained = lora_parameters(config, method.rank, method.targets, method.ranks, magnitudes=method.magnitudes)
+        frozen = (factors if method.starts else 0) + trained - factors  # what began so; the base's row lengths
+        adapters = trained * adam.weight + 4 * frozen
     else:
         adam = ADAM_FLOAT32 if settings.base == "float32" else ADAM_MIXED
         trained, adapters = parameter_count(config), 0
@@ -134,7 +137,11 @@ def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]
         "product": c * f * ("down_proj" in keeps),
     }
     if isinstance(settings.method, LoraTraining):
-        parts["lora_middle"] = c * settings.method.rank * len(settings.method.targets)
+        targets = [name for name in settings.method.targets if name in LINEARS]
+        parts["lora_middle"] = c * sum(map(settings.method.rank_of, targets))
+        if settings.method.magnitudes:
+            shapes = linear_shapes(config)
+            parts["dora_outputs"] = c * sum(shapes[name][0] for name in targets)
     return parts | _unfused_activations(config, settings) | _own_activations(settings)
 
 

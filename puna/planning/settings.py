@@ -1,9 +1,10 @@
 """What is planned: generating, training everything or training an adapter, on how many tokens, from which stored weights."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-from puna.arch.modules import LINEARS
+from puna.arch.modules import ADAPTABLE, LINEARS
 from puna.errors import UsageError, unknown_name
 
 __all__ = [
@@ -62,19 +63,30 @@ class FullTraining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraTraining:
-    """The weights are frozen; a factor pair of `rank` beside each target Linear is trained."""
+    """The weights are frozen; a factor pair of `rank` beside each target is trained.
+
+    ranks: where they differ, by target. magnitudes: each output row has a length of its own (DoRA).
+    starts: the factors begin as a part of the base, which stands beside them a second time (PiSSA, OLoRA).
+    """
 
     kind: Literal["lora"] = "lora"
     rank: int = 16
     targets: tuple[str, ...] = LINEARS
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    magnitudes: bool = False
+    starts: bool = False
     adam: AdamBytes = ADAM_FLOAT32
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UsageError(f"rank: expected at least 1, got {self.rank}", "8 and 16 are usual")
         for name in self.targets:
-            if name not in LINEARS:
-                raise unknown_name("linear", name, LINEARS)
+            if name not in ADAPTABLE:
+                raise unknown_name("linear", name, ADAPTABLE)
+
+    def rank_of(self, target: str) -> int:
+        """The rank at a target."""
+        return self.ranks.get(target, self.rank)
 
 
 Method = Inference | FullTraining | LoraTraining

@@ -126,6 +126,12 @@ class ConstantSchedule:
 Schedule = CosineSchedule | StableSchedule | ConstantSchedule
 
 
+_POSITIVE = (
+    *("batch", "micro_batch", "seq", "validate_every", "checkpoint_every"),
+    *("learning_rate", "lora_b_ratio", "clip"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """Sizes are in sequences and tokens; warm-up, final learning rate and betas are shares.
@@ -133,6 +139,7 @@ class TrainingConfig:
     optimizer: muon updates the blocks' matrices by Muon at AdamW's own size of update, everything else by AdamW.
     packing: rows are plain windows of the text, or whole documents that see and predict nothing of each other.
     on_bad_step: what becomes of a loss or gradient that is NaN or infinite, besides that it never lands.
+    lora_b_ratio: the learning rate of an adapter's B over that of everything else (LoRA+, about 16 there).
     checkpoint_activations: keep each block's input alone and form the rest again on the way back.
     """
 
@@ -146,6 +153,7 @@ class TrainingConfig:
     schedule: Schedule = field(default_factory=CosineSchedule)
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.1
+    lora_b_ratio: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
@@ -159,8 +167,12 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "micro_batch", "seq", "validate_every", "checkpoint_every", "learning_rate", "clip"):
+        for name in _POSITIVE:
             _positive(f"training.{name}", getattr(self, name))
+        if self.lora_b_ratio != 1 and self.optimizer != "adamw":
+            raise UsageError(
+                f"training.lora_b_ratio: expected 1 beside {self.optimizer}, got {self.lora_b_ratio}", "use adamw"
+            )
         if self.packing not in get_args(Packing):
             raise unknown_name("training.packing", self.packing, get_args(Packing))
         for name in ("warmup", "beta1", "beta2"):

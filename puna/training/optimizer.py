@@ -4,7 +4,8 @@
     Muon:  w -= rate (0.2 sqrt(max(d_out, d_in)) O + decay w), O the nearest orthogonal matrix to the momentum, by five
            steps of Newton and Schulz in bfloat16          Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982
 
-0.2 sqrt(max) makes the update as large as AdamW's usual one, so that one rate and one decay serve both.
+0.2 sqrt(max) makes the update as large as AdamW's usual one, so that one rate and one decay serve both. An adapter's B may
+learn at a rate of its own: LoRA+, Hayou et al. 2024, arXiv:2402.12354.
 """
 
 from collections.abc import Callable
@@ -31,10 +32,17 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
         for name, weight in weights.items()
         if config.optimizer == "muon" and ".layers." in f".{name}" and weight.dim() == 2
     }
-    others = [weight for name, weight in weights.items() if name not in orthogonal]
+    others = {name: weight for name, weight in weights.items() if name not in orthogonal}
+    faster = {name for name in others if config.lora_b_ratio != 1 and name.endswith(".B")}
+    matrices = {name for name, weight in others.items() if weight.dim() >= 2}
     groups = [
-        {"params": [weight for weight in others if weight.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [weight for weight in others if weight.dim() < 2], "weight_decay": 0.0},
+        {"params": [others[name] for name in others if name in matrices - faster], "weight_decay": config.weight_decay},
+        {"params": [others[name] for name in others if name not in matrices], "weight_decay": 0.0},
+        {
+            "params": [others[name] for name in others if name in faster],
+            "weight_decay": config.weight_decay,
+            "rate_ratio": config.lora_b_ratio,
+        },
     ]
     adamw = AdamW(
         [group for group in groups if group["params"]],

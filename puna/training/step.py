@@ -100,6 +100,6 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
         return outcome
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_ratio", 1.0)
     optimizer.step()
     return outcome

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from puna.arch.modules import LINEARS, linear_paths
 from puna.arch.presets import PRESETS
-from puna.model.linears.adapter import LoraSettings
-from puna.model.linears.lora import LoraLinear
+from puna.model.linears.adapter import LoraOverride, LoraSettings
+from puna.model.linears.lora import lora_linear
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear, replace_linear
 from puna.planning.compute import forward_flops, training_flops
@@ -47,14 +47,17 @@ def test_training_equals_torchs_counter():
     assert attention == 3 * planned.attention
 
 
-def test_lora_training_equals_torchs_counter():
+@pytest.mark.parametrize("kind", [{}, {"magnitudes": True}, {"start": "olora"}], ids=["lora", "dora", "olora"])
+def test_lora_training_equals_torchs_counter(kind):
     model = Llama(TINY).requires_grad_(False)
+    made = LoraSettings(rank=4, alpha=4, targets=LINEARS, overrides=(LoraOverride(target="up_proj", rank=3),), **kind)
     for path in list(linear_paths(TINY)):
-        replace_linear(model, path, LoraLinear(get_linear(model, path), LoraSettings(rank=4, alpha=4, targets=LINEARS)))
+        replace_linear(model, path, lora_linear(get_linear(model, path), made, path=path))
     model.embed_tokens.weight.requires_grad_(True)  # so that the first layer, too, forms its input's gradient
     model.lm_head = torch.nn.Linear(TINY.dim, TINY.vocab_size, bias=False).requires_grad_(False)
     linear, attention = counted(lambda: model(ids()).sum().backward())
-    planned = training_flops(TINY, settings(LoraTraining(rank=4)))
+    method = LoraTraining(rank=4, ranks={"up_proj": 3}, magnitudes="magnitudes" in kind, starts="start" in kind)
+    planned = training_flops(TINY, settings(method))
     square, causal = (forward_flops(TINY, SEQ, BATCH, full_square=whole).attention for whole in (True, False))
     assert linear + attention == planned + 3 * (square - causal)
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from puna.adaptation.targets import attach as put_beside
 from puna.arch.config import ModelConfig
-from puna.arch.modules import LINEARS, linear_paths
+from puna.arch.modules import ADAPTABLE, LINEARS, linear_paths, linear_shapes
 from puna.arch.presets import PRESETS
 from puna.model import loss as loss_module
-from puna.model.linears.adapter import LoraSettings
-from puna.model.linears.lora import LoraLinear
+from puna.model.linears.adapter import LoraOverride, LoraSettings
+from puna.model.linears.lora import lora_linear
 from puna.model.llama import Llama
 from puna.model.loss import chunked_nats
 from puna.model.positions import rope_angles
@@ -138,22 +139,33 @@ def test_inference_holds_weights_the_cache_and_the_last_logits():
     assert memory.gradients == memory.optimizer == memory.adapters == 0
 
 
+@pytest.mark.parametrize("kind", [{}, {"magnitudes": True}, {"start": "olora"}], ids=["lora", "dora", "olora"])
 @pytest.mark.parametrize("targets", [None, LINEARS, ("q_proj", "v_proj"), ("gate_proj",), ("o_proj", "down_proj")])
-def test_a_float32_layer_keeps_exactly_the_planned_bytes(targets):
+def test_a_float32_layer_keeps_exactly_the_planned_bytes(targets, kind):
     model, tokens = Llama(ODD), 40
-    method = FullTraining() if targets is None else LoraTraining(rank=8, targets=targets)
+    ratios = 0
+    method = FullTraining()
     if targets is not None:
-        attach(model, targets, 8)
+        method = LoraTraining(
+            rank=8,
+            targets=targets,
+            ranks={"down_proj": 5, "q_proj": 3},
+            magnitudes="magnitudes" in kind,
+            starts="start" in kind,
+        )
+        overrides = [LoraOverride(target=name, rank=rank) for name, rank in method.ranks.items() if name in targets]
+        attach(model, targets, 8, overrides=tuple(overrides), **kind)
+        ratios = 2 * 4 * sum(linear_shapes(ODD)[name][0] for name in targets) * method.magnitudes
     x = torch.randn(1, tokens, ODD.dim, requires_grad=True)
     cos, sin = rope_angles(model.frequencies_P, torch.arange(tokens)[None])
-    owned = storages([*model.parameters(), cos, sin])
+    owned = storages([*model.parameters(), *model.buffers(), cos, sin])
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         model.layers[0](x, cos, sin, None, None)
     kept = {place: size for place, size in storages(saved).items() if place not in owned}
     settings = Settings(method=method, seq=tokens, batch=1, base="float32")
     per_token = sum(layer_activations(ODD, settings).values())
-    assert sum(kept.values()) == tokens * per_token
+    assert sum(kept.values()) - ratios == tokens * per_token
 
 
 @pytest.mark.parametrize("targets", [None, LINEARS, ("q_proj", "v_proj")])
@@ -179,6 +191,23 @@ def test_a_planned_float32_step_is_near_the_allocated_peak(targets):
     assert planned == pytest.approx(held + allocated_peak(step), rel=0.1)
 
 
+@pytest.mark.parametrize("kind", [{}, {"magnitudes": True}, {"start": "pissa"}], ids=["lora", "dora", "pissa"])
+def test_an_attached_adapter_holds_exactly_the_planned_numbers(build_llama, kind):
+    targets = LINEARS if kind else ADAPTABLE
+    overrides = (LoraOverride(target="down_proj", rank=2),)
+    model = build_llama()
+    frozen = sum(weight.numel() for weight in model.parameters())
+    put_beside(model, LoraSettings(rank=3, alpha=3, targets=targets, overrides=overrides, **kind), seed=0)
+    held = [*model.parameters(), *model.buffers()]
+    method = LoraTraining(
+        rank=3, targets=targets, ranks={"down_proj": 2}, magnitudes="magnitudes" in kind, starts="start" in kind
+    )
+    planned = peak_memory(model.config, Settings(method=method, seq=8, batch=1, base="float32"))
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert planned.gradients == 4 * trained
+    assert planned.adapters == 4 * (sum(part.numel() for part in held) - frozen - model.frequencies_P.numel())
+
+
 def test_packed_documents_keep_one_mask_for_all_layers_and_angles_of_each_row():
     model, batch, seq = Llama(ODD), 3, 40
     ids = torch.zeros(batch, seq, dtype=torch.int64)
@@ -201,11 +230,11 @@ def test_the_planned_chunk_of_the_loss_is_the_real_one():
     assert loss_module._CHUNK_TOKENS == LOSS_CHUNK_LEAST_TOKENS
 
 
-def attach(model, targets, rank):
+def attach(model, targets, rank, **changes):
     model.requires_grad_(False)
-    settings = LoraSettings(rank=rank, alpha=rank, targets=targets)
+    settings = LoraSettings(rank=rank, alpha=rank, targets=targets, **changes)
     for path in list(linear_paths(model.config, targets)):
-        replace_linear(model, path, LoraLinear(get_linear(model, path), settings))
+        replace_linear(model, path, lora_linear(get_linear(model, path), settings, path=path))
 
 
 def storages(tensors):

@@ -5,8 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from puna.adaptation.targets import attach
+from puna.errors import UsageError
+from puna.model.batch import Batch
+from puna.model.linears.adapter import LoraSettings
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer, moment_names, trainable
+from puna.training.step import train_step
 
 CONFIG = TrainingConfig(budget=StepBudget(steps=1), weight_decay=0.3, beta1=0.8, beta2=0.9)
 
@@ -73,3 +78,20 @@ def test_a_step_of_muon_is_the_rate_times_an_orthogonal_matrix_of_adamws_size(ti
     assert ((singular > 0.6) & (singular < 1.3)).all()  # five steps bring them near 1
     assert update.pow(2).mean().sqrt() == pytest.approx(0.2, rel=0.2)
     assert set(optimizer.state[weight]) == {"momentum_buffer"}
+
+
+def test_an_adapters_b_learns_at_a_rate_of_its_own(tiny) -> None:
+    attach(tiny, LoraSettings(rank=2, alpha=4.0, targets=("q_proj",), magnitudes=True), seed=0)
+    optimizer = build_optimizer(tiny, replace(CONFIG, lora_b_ratio=16.0))
+    members = sorted(id(weight) for group in optimizer.param_groups for weight in group["params"])
+    assert members == sorted(id(weight) for weight in trainable(tiny).values())
+    rows = torch.arange(40).view(2, 20)
+    batch = Batch(ids_BT=rows, targets_BT=rows)
+    train_step(tiny, optimizer, [batch], rate=1e-3, clip=1.0, precision="float32")
+    ratios = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    for name, weight in trainable(tiny).items():
+        assert ratios[id(weight)] == (16e-3 if name.endswith(".B") else 1e-3)
+    with pytest.raises(UsageError, match=r"lora_b_ratio: expected 1 beside muon"):
+        replace(CONFIG, lora_b_ratio=2.0, optimizer="muon")
+    with pytest.raises(UsageError, match=r"lora_b_ratio: expected more than 0"):
+        replace(CONFIG, lora_b_ratio=0.0)
