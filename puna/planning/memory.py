@@ -105,12 +105,13 @@ def weight_bytes(config: ModelConfig, base: Base) -> int:
 
 
 def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:
-    """Two codes a byte, and the maximum of every 64 numbers: float32, or 8 bits with a float32 scale for 256 maxima.
+    """Two codes a byte, and the maximum of every 64 numbers: float32, or 8 bits with a float32 scale for 256 maxima and
+    one float32 mean of all.
 
     Source: Dettmers et al. 2023, arXiv:2305.14314, section 3; 0.5625 and 0.515869 bytes a number.
     """
     blocks = -(-numbers // _NF4_BLOCK)
-    maxima = blocks + 4 * -(-blocks // _NF4_SCALES) if double_quantised else 4 * blocks
+    maxima = blocks + 4 * -(-blocks // _NF4_SCALES) + 4 if double_quantised else 4 * blocks
     return -(-numbers // 2) + maxima
 
 

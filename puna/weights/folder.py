@@ -17,6 +17,7 @@ from puna.files import staged_folder, write_json
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import AnyLinear
 from puna.model.linears.low_rank import LowRankLinear
+from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears
 from puna.tokens.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ def save_folder(
 
     Args:   record: where the model came from; kept in the manifest, and in config.json if that has a `puna` section.
             shard_bytes: more than this go into several files.
-    Raises: UsageError: an adapter is attached.
+    Raises: UsageError: an adapter is attached, a base in NF4.
     """
     linears = [entry for path, linear in named_linears(model) if (entry := _entry(path, linear)) is not None]
     state = model.state_dict()
@@ -118,5 +119,10 @@ def _entry(path: str, linear: AnyLinear) -> LinearEntry | None:
             return LowRankEntry(path=path, rank=linear.rank)
         case Int8Linear():
             return Int8Entry(path=path)
+        case Nf4Linear():
+            raise UsageError(
+                f"{path}: NF4 is not stored in a model, it is made while loading",
+                "store the model that it was quantised from, and load that with base nf4",
+            )
         case _:
             raise UsageError(f"{path}: {type(linear).__name__} cannot be stored in a model", "merge the adapter first")

@@ -11,6 +11,7 @@ from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import AnyLinear, dense_weight
 from puna.model.linears.lora import LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
+from puna.model.linears.nf4 import Nf4Linear
 
 
 def weight(out: int = 6, into: int = 10) -> Tensor:
@@ -37,9 +38,11 @@ KINDS: dict[str, Callable[[], AnyLinear]] = {
     "dense": dense,
     "low rank": low_rank,
     "int8": lambda: Int8Linear.from_dense(weight()),
+    "nf4": lambda: Nf4Linear.from_dense(weight()),
     "lora": lambda: lora_on(dense()),
     "lora on low rank": lambda: lora_on(low_rank()),
     "lora on int8": lambda: lora_on(Int8Linear.from_dense(weight())),
+    "lora on nf4": lambda: lora_on(Nf4Linear.from_dense(weight())),
     "lora on lora": lambda: lora_on(lora_on(dense())),
 }
 

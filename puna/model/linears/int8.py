@@ -17,6 +17,7 @@ from puna.model.quantization import dequantize_rows_int8, quantize_rows_int8
 __all__ = ["Int8Linear"]
 
 _MULTIPLE = 8  # CUDA's integer product wants sizes in eights and at least 17 rows
+_SLICE = 1 << 20  # numbers rounded at a time: temporaries of a large weight stay below 25 MB
 
 
 class Int8Linear(LinearKind):
@@ -42,8 +43,16 @@ class Int8Linear(LinearKind):
 
     @classmethod
     def from_dense(cls, weight_oi: Tensor) -> "Int8Linear":
-        """Round a weight."""
-        return cls(*quantize_rows_int8(weight_oi.detach()))
+        """Round a weight of any float type, on its device, some rows at a time: float32 copies of the whole would be larger
+        than it is.
+        """
+        codes = torch.empty(weight_oi.shape, dtype=torch.int8, device=weight_oi.device)
+        scale = torch.empty(len(weight_oi), 1, device=weight_oi.device)
+        step = max(1, _SLICE // weight_oi.shape[1])
+        for start in range(0, len(weight_oi), step):
+            rows = slice(start, start + step)
+            codes[rows], scale[rows] = quantize_rows_int8(weight_oi[rows].detach())
+        return cls(codes, scale)
 
 
 class _RoundedProduct(torch.autograd.Function):

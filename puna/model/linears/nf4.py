@@ -1,0 +1,73 @@
+"""An NF4 Linear: a frozen weight at 0.515869 bytes a number, made dense again for each product and dropped after it.
+
+    y = x W^T,  dx = dy W,  W = levels[codes] * maxima, each number's of its block of 64
+
+Source: Dettmers et al. 2023, arXiv:2305.14314 (QLoRA); docs/math.md 1.16.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from puna.model.linears.kind import LinearKind
+from puna.model.quantization import dequantize_maxima, dequantize_nf4, quantize_maxima, quantize_nf4
+
+__all__ = ["Nf4Linear"]
+
+
+class Nf4Linear(LinearKind):
+    """Codes and scales as buffers; the product is formed in the input's type, or autocast's, as a dense Linear's is."""
+
+    codes: Tensor
+    maxima: Tensor
+    scales: Tensor
+    mean: Tensor
+
+    def __init__(self, codes: Tensor, maxima: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int]) -> None:
+        """Args: codes: of quantize_nf4. maxima: of quantize_maxima. shape: (d_out, d_in)."""
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.register_buffer("codes", codes)
+        for name, part in zip(("maxima", "scales", "mean"), maxima, strict=True):
+            self.register_buffer(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (..., d_in). Returns: (..., d_out) in x's dtype, or autocast's."""
+        shape = (self.out_features, self.in_features)
+        return _DequantisedProduct.apply(x, shape, self.codes, self.maxima, self.scales, self.mean)
+
+    def dense_weight(self) -> Tensor:
+        """The float32 weight that the codes stand for, (d_out, d_in)."""
+        return _dense((self.out_features, self.in_features), torch.float32, *self.buffers())
+
+    @classmethod
+    def from_dense(cls, weight_oi: Tensor) -> "Nf4Linear":
+        """Round a weight of any float type, on its device."""
+        codes, maxima = quantize_nf4(weight_oi.detach())
+        return cls(codes, quantize_maxima(maxima), (weight_oi.shape[0], weight_oi.shape[1]))
+
+
+class _DequantisedProduct(torch.autograd.Function):
+    """The way back makes the weight anew from its codes: autograd's own product would keep every layer's dense weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, int], *stored: Tensor) -> Tensor:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        ctx.save_for_backward(*stored)
+        ctx.shape, ctx.x_dtype = shape, x.dtype
+        return F.linear(x.to(dtype), _dense(shape, dtype, *stored))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = upstream
+        dx = (dy @ _dense(ctx.shape, dy.dtype, *ctx.saved_tensors)).to(ctx.x_dtype)
+        return dx, *(None,) * 5
+
+
+def _dense(
+    shape: tuple[int, int], dtype: torch.dtype, codes: Tensor, maxima: Tensor, scales: Tensor, mean: Tensor
+) -> Tensor:
+    return dequantize_nf4(codes, dequantize_maxima(maxima, scales, mean), shape, dtype)
