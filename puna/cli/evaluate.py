@@ -6,6 +6,7 @@ from cyclopts import App
 
 from puna.cli.console import print_json, print_table
 from puna.cli.options import Json, MachineOptions
+from puna.planning.settings import Base
 
 __all__ = ["app"]
 
@@ -21,6 +22,7 @@ def evaluate(
     adapter: str | None = None,
     window: int | None = None,
     stride: int | None = None,
+    base: Base | None = None,
     json: Json = False,
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
 ) -> None:
@@ -32,6 +34,7 @@ def evaluate(
         adapter: a run folder or a PEFT folder.
         window: ids in a window, each preceded by BOS if the tokenizer has one; 512, or the context less one.
         stride: ids from one window to the next; the default does not overlap.
+        base: how the blocks' weights are held: int8 and nf4 are rounded tensor by tensor while loading.
     """
     from puna.jobs.evaluate import evaluate as run
     from puna.jobs.machine import choose_dtype, use_threads
@@ -43,6 +46,7 @@ def evaluate(
         adapter=adapter,
         window=window,
         stride=stride,
+        base=base,
         device=machine.device,
         dtype=choose_dtype(machine.precision),
     )

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from puna.cli.console import print_json, say
 from puna.cli.options import Json, MachineOptions, Text
 from puna.errors import UsageError
+from puna.planning.settings import Base
 
 __all__ = ["app"]
 
@@ -29,7 +30,7 @@ def generate(
     top_k: int | None = None,
     min_p: float = 0.0,
     stop: tuple[Text, ...] = (),
-    quantize: Literal["int8"] | None = None,
+    base: Annotated[Base | None, Parameter(name=("--base", "--quantize"))] = None,
     json: Json = False,
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
 ) -> None:
@@ -46,7 +47,7 @@ def generate(
         top_k: keep the k likeliest tokens.
         min_p: keep tokens at least this share as likely as the likeliest.
         stop: end before this string; repeatable.
-        quantize: int8 weights, rounded after loading.
+        base: how the blocks' weights are held: int8 and nf4 are rounded tensor by tensor while loading, beside an adapter.
     """
     from puna.generation.sampling import SamplingSettings
     from puna.jobs.chat import chat as converse
@@ -59,7 +60,7 @@ def generate(
         "adapter": adapter,
         "max_new_tokens": max_new_tokens,
         "sampling": SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed),
-        "int8": quantize is not None,
+        "base": base,
         "device": machine.device,
         "dtype": choose_dtype(machine.precision),
     }

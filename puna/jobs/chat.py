@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from puna.compression.rounding import quantize_int8
 from puna.generation.decode import generate
 from puna.generation.sampling import Sampler, SamplingSettings
 from puna.jobs.load import load
 from puna.jobs.machine import choose_device
+from puna.planning.settings import Base
 from puna.tokens.chat import Message, encode_chat
 
 __all__ = ["chat"]
@@ -22,21 +22,19 @@ def chat(
     adapter: str | Path | None = None,
     max_new_tokens: int = 512,
     sampling: SamplingSettings | None = None,
-    int8: bool = False,
+    base: Base | None = None,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     on_text: Callable[[str], None],
 ) -> list[Message]:
     """Answer each turn in the light of those before; the model is loaded before the first is asked for.
 
     Args:    turns: what the person says, one after the other. on_text: given each piece of an answer as soon as it is
-             certain, and "\\n" after each answer.
+             certain, and "\\n" after each answer. base, dtype: as those of load.
     Returns: the whole conversation.
     Errors:  UsageError where the conversation outgrows the context. BadData, FormatError of the chat template.
     """
-    loaded = load(model, adapter=adapter, device=choose_device(device), dtype=dtype)
-    if int8:
-        quantize_int8(loaded.llama)
+    loaded = load(model, adapter=adapter, device=choose_device(device), base=base, dtype=dtype)
     messages: list[Message] = []
     sampler = Sampler(SamplingSettings() if sampling is None else sampling)
     for turn in turns:

@@ -8,6 +8,7 @@ import torch
 from puna.evaluation.perplexity import Likelihood, evaluate_text
 from puna.jobs.load import load
 from puna.jobs.machine import choose_device
+from puna.planning.settings import Base
 from puna.text.corpus import read_documents
 
 __all__ = ["EvaluateResult", "evaluate", "evaluate_result"]
@@ -32,15 +33,17 @@ def evaluate(
     adapter: str | Path | None = None,
     window: int | None = None,
     stride: int | None = None,
+    base: Base | None = None,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> EvaluateResult:
     """Windows of `window` ids, each preceded by BOS if the tokenizer has one; the mean over all ids.
 
+    Args:   base, dtype: as those of load.
     Errors: BadData, UsageError, FormatError.
     """
     documents = read_documents([Path(text)]).documents
-    loaded = load(model, adapter=adapter, device=choose_device(device), dtype=dtype)
+    loaded = load(model, adapter=adapter, device=choose_device(device), base=base, dtype=dtype)
     texts = [document.text for document in documents]
     return evaluate_result(evaluate_text(loaded.llama, loaded.tokenizer, *texts, window=window, stride=stride))
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from puna.compression.rounding import quantize_int8
 from puna.generation.decode import generate as continue_prompt
 from puna.generation.sampling import Sampler, SamplingSettings
 from puna.jobs.load import load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
+from puna.planning.settings import Base
 
 __all__ = ["GenerateResult", "generate"]
 
@@ -38,17 +38,18 @@ def generate(
     max_new_tokens: int = 128,
     sampling: SamplingSettings | None = None,
     stop: Sequence[str] = (),
-    int8: bool = False,
+    base: Base | None = None,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> GenerateResult:
-    """Load a model, continue `prompt`; `on_text` is given each piece of text as soon as it is certain."""
+    """Load a model, continue `prompt`; `on_text` is given each piece of text as soon as it is certain.
+
+    Args: base, dtype: as those of load.
+    """
     place = choose_device(device)
     peak = PeakMemory(place)
-    loaded = load(model, adapter=adapter, device=place, dtype=dtype)
-    if int8:
-        quantize_int8(loaded.llama)
+    loaded = load(model, adapter=adapter, device=place, base=base, dtype=dtype)
     completion = continue_prompt(
         loaded.llama,
         loaded.tokenizer,

@@ -1,7 +1,7 @@
 """puna.load(path): a model with its tokenizer, ready to be called and to generate, with or without an adapter."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from puna.errors import CheckpointMismatch, UsageError, unknown_name
 from puna.generation.decode import Completion, generate
 from puna.generation.sampling import Sampler, SamplingSettings
 from puna.model.linears.adapter import Adapter
+from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.kind import LinearKind
+from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
+from puna.planning.settings import BASES, Base
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.adapters import ADAPTER_CONFIG, load_adapter, read_base_path
 from puna.weights.checkpoint import CheckpointHeader
@@ -27,6 +31,12 @@ from puna.weights.vocabulary import tokenizer_of
 __all__ = ["LoadedModel", "find_base", "find_model", "is_adapter", "load", "load_adapter_for"]
 
 _DEFAULT_NEW_TOKENS = 128
+_QUANTIZE: dict[Base, Callable[[Tensor], LinearKind] | None] = {
+    "float32": None,
+    "bfloat16": None,
+    "int8": Int8Linear.from_dense,
+    "nf4": Nf4Linear.from_dense,
+}
 
 
 class LoadedModel(nn.Module):
@@ -87,13 +97,18 @@ def load(
     *,
     adapter: str | Path | None = None,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    base: Base | None = None,
+    dtype: torch.dtype | None = None,
     meta: MetaSettings | None = None,
 ) -> LoadedModel:
     """Load a run, a Hugging Face or Meta folder, a GGUF file, or an adapter together with the base that it names.
 
     Args:   adapter: a run folder or a PEFT folder to attach; everything else is frozen then.
-            dtype: of the weights; a GGUF's blocks are dequantised. meta: what a Meta folder does not say itself.
+            base: how the blocks' Linears are held. int8 and nf4 round each as it is read, whatever kind it was stored as:
+            the dense model never stands in memory. None: in `dtype`, and what is stored in int8 or as factors stays so.
+            dtype: of all other weights, and of the products; None: that of a dense base, else float32; beside int8 and
+            nf4 bfloat16 where the file's embedding has at most 16 bits a number, which is what `puna plan` counts, else
+            float32. meta: what a Meta folder does not say itself.
     Raises: UsageError: no weights there. FormatError: broken files. CheckpointMismatch: changed files, another base.
     """
     if adapter is None and is_adapter(Path(path)):
@@ -107,10 +122,26 @@ def load(
         notices.append(
             f"{path}: the model's settings end at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}"
         )
-    llama = load_llama(header, device, dtype)
+    llama = load_llama(header, device, _dtype(header, base, dtype), None if base is None else _QUANTIZE[base])
     if adapter is not None:
         notices += _attach(llama, header, Path(adapter))
     return LoadedModel(llama, tokenizer, notices)
+
+
+def _dtype(header: CheckpointHeader, base: Base | None, asked: torch.dtype | None) -> torch.dtype:
+    """The type of what is not quantised. Errors: UsageError: an unknown base, another type than a dense base's own."""
+    if base is not None and base not in BASES:
+        raise unknown_name("base", base, BASES)
+    if base in ("int8", "nf4"):
+        table = header.expected()[0].name  # the embedding comes first
+        is_wide = any(tensor.name == table and tensor.dtype in ("F32", "F64") for tensor in header.tensors)
+        return asked or (torch.float32 if is_wide else torch.bfloat16)
+    own = torch.bfloat16 if base == "bfloat16" else torch.float32
+    if base is not None and asked not in (None, own):
+        raise UsageError(
+            f"base {base}: expected products in {own}, got {asked}", "leave out the precision, or take base int8 or nf4"
+        )
+    return asked or own
 
 
 def find_model(path: str | Path) -> Path:

@@ -7,7 +7,7 @@ from puna.errors import UsageError
 __all__ = ["choose_device", "choose_dtype", "use_threads"]
 
 _DTYPES = {
-    "auto": torch.float32,
+    "auto": None,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -28,8 +28,10 @@ def choose_device(asked: str) -> torch.device:
     return device
 
 
-def choose_dtype(precision: str) -> torch.dtype:
-    """The type that a model is loaded in to be used, not trained; `auto` is float32, exact everywhere."""
+def choose_dtype(precision: str) -> torch.dtype | None:
+    """The type that a model is loaded in to be used, not trained; `auto` leaves it to load: float32, exact everywhere, but
+    for a quantised base of a 16-bit file.
+    """
     return _DTYPES[precision]
 
 

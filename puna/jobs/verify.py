@@ -61,7 +61,7 @@ def verify(
     prompts: str | Path | None = None,
     tolerance: float = TOLERANCE,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     meta: MetaSettings | None = None,
     seed: int = 0,
 ) -> VerifyResult:

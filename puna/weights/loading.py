@@ -4,20 +4,24 @@ Every tensor is scanned for NaN and infinity when it is read into a model. Forma
 """
 
 import hashlib
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from puna.arch.modules import LINEARS
 from puna.files import MANIFEST, sha256_file, verify_folder
 from puna.model.linears.int8 import Int8Linear
-from puna.model.linears.kind import AnyLinear
+from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
 from puna.model.positions import rope_frequencies
 from puna.model.surgery import get_linear, replace_linear
 from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.headers import read_header
-from puna.weights.names import Int8Entry, LinearEntry, LowRankEntry
+from puna.weights.names import ExpectedTensor, Int8Entry, LinearEntry, LowRankEntry
 from puna.weights.stored import StoredTensors
 from puna.weights.tensors import refuse_non_finite
 
@@ -25,26 +29,29 @@ __all__ = ["load_llama", "verify_seal", "weights_sha256"]
 
 
 def load_llama(
-    checkpoint: Path | CheckpointHeader, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    checkpoint: Path | CheckpointHeader,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quantize: Callable[[Tensor], LinearKind] | None = None,
 ) -> Llama:
-    """Read a model, each Linear of the kind it was stored as.
+    """Read a model, each Linear of the kind it was stored as, or as `quantize` makes it.
 
     Args:   checkpoint: where it is, or its header where that was read already. dtype: the type of weights and factors,
             whatever the file's; int8 codes and their scales keep theirs.
+            quantize: given each block Linear's dense weight on the device, in the file's type (float32 where it had to be
+            formed), as soon as that is read; memory holds one of them beside what was made of the others.
     Raises: FormatError: anything that formats.md refuses, NaN and infinity included.
             CheckpointMismatch: a folder we wrote was changed since.
     """
     header = read_header(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     verify_seal(header)
-    model, state = _unfilled(header), {}
-    stored = StoredTensors(header)
-    for expected in header.expected():
-        tensor = stored[expected]
-        state[expected.path] = tensor.to(device, dtype if expected.is_converted else tensor.dtype, copy=True)
-        refuse_non_finite(header.path, expected.name, state[expected.path])
-    if header.config.tied_embeddings:
-        state["lm_head.weight"] = state["embed_tokens.weight"]
-    model.load_state_dict(state, assign=True)
+    model, stored = _unfilled(header), StoredTensors(header)
+    for path, parts in groupby(header.expected(), key=lambda expected: expected.path.rpartition(".")[0]):
+        if quantize is not None and path.rpartition(".")[2] in LINEARS:
+            model.get_submodule(path).load_state_dict(_place(header, stored, parts, device, None), assign=True)
+            replace_linear(model, path, quantize(_weight(get_linear(model, path))))
+        else:
+            model.get_submodule(path).load_state_dict(_place(header, stored, parts, device, dtype), assign=True)
     if header.config.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     model.frequencies_P = rope_frequencies(header.config).to(device)
@@ -64,6 +71,24 @@ def weights_sha256(checkpoint: Path | CheckpointHeader) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def _place(
+    header: CheckpointHeader,
+    stored: StoredTensors,
+    parts: Iterable[ExpectedTensor],
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """The tensors of one module by their names in it, copied into `dtype`; None: as stored, on a CPU still mapped."""
+    placed = {}
+    for expected in parts:
+        tensor = stored[expected]
+        wanted = tensor.dtype if dtype is None or not expected.is_converted else dtype
+        moved = tensor.to(device, wanted, copy=dtype is not None)
+        refuse_non_finite(header.path, expected.name, moved)
+        placed[expected.path.rpartition(".")[2]] = moved
+    return placed
+
+
 def _unfilled(header: CheckpointHeader) -> Llama:
     """The model without storage, the right kind of Linear at every path."""
     with torch.device("meta"):
@@ -80,3 +105,8 @@ def _empty(entry: LinearEntry, d_out: int, d_in: int) -> AnyLinear:
             return LowRankLinear.empty(d_out, d_in, entry.rank)
         case Int8Entry():
             return Int8Linear(torch.empty(d_out, d_in, dtype=torch.int8), torch.empty(d_out, 1))
+
+
+def _weight(linear: AnyLinear) -> Tensor:
+    """What is quantised: a dense weight in its own type, for a float32 copy of it would be as large again, else the formed."""
+    return linear.weight if isinstance(linear, nn.Linear) else dense_weight(linear)

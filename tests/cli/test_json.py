@@ -94,6 +94,9 @@ def test_evaluate(puna: Puna, made: Any) -> None:
     result = puna("evaluate", made.trained, *flags).json
     has(result, "nats_per_token perplexity bits_per_byte bits_per_character tokens tokens_per_second")
     assert puna("evaluate", made.trained, "--adapter", made.adapted, *flags).json["tokens"] == result["tokens"]
+    rounded = puna("evaluate", made.trained, "--base", "nf4", *flags).json
+    assert rounded["tokens"] == result["tokens"]
+    assert 0 < abs(rounded["nats_per_token"] - result["nats_per_token"]) < 0.1
 
 
 def test_generate(puna: Puna, made: Any) -> None:
@@ -105,6 +108,9 @@ def test_generate(puna: Puna, made: Any) -> None:
     streamed = puna("generate", made.trained, *flags)
     assert streamed.out == f"The llama{ending.json['text']}\n"
     assert "tokens/s" in streamed.err
+    rounded = [puna("generate", made.trained, *flags, flag, "int8", "--json").json for flag in ("--base", "--quantize")]
+    assert rounded[0]["ids"] == rounded[1]["ids"]
+    assert puna("generate", made.trained, *flags, "--base", "nf4", "--json").json["new_tokens"] <= 4
 
 
 def test_weights_show(puna: Puna, made: Any) -> None:

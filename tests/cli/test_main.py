@@ -61,6 +61,7 @@ def raising(error: BaseException) -> Callable[[], None]:
         (("plan", "llama-3-8"), "llama-3-8b"),
         (("plan", "tiny", "--bas", "nf4"), "--base"),
         (("plan", "tiny", "--base", "nf5"), "nf4"),
+        (("generate", "m", "--base", "nf5"), "nf4"),
         (("plan", "tiny", "--targets", "q_prj"), "q_proj"),
         (("demo", "--secnds", "3"), "--seconds"),
         (("demo", "--lang", "ze"), "zh"),

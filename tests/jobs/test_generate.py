@@ -32,8 +32,9 @@ def test_the_stream_is_the_text_and_the_seed_decides_it(world) -> None:
     assert min(first.prefill_tokens_per_second, first.decode_tokens_per_second) > 0
 
 
-def test_int8_writes_too_and_says_why_it_stopped(world) -> None:
-    result = generate(world.run, "the llama", max_new_tokens=4, sampling=GREEDY, int8=True)
+@pytest.mark.parametrize("base", ["bfloat16", "int8", "nf4"])
+def test_every_base_writes_and_says_why_it_stopped(world, base) -> None:
+    result = generate(world.run, "the llama", max_new_tokens=4, sampling=GREEDY, base=base)
     assert (result.new_tokens, result.finish_reason) == (4, "length")
 
 

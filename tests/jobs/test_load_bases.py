@@ -1,0 +1,213 @@
+"""puna.load(base=...): what is held in which type, as planned; never a dense model in memory; every format of a source."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from puna.adaptation.merge import merge
+from puna.adaptation.targets import adapter_of, attach, named_loras
+from puna.arch.config import ModelConfig
+from puna.arch.modules import LINEARS
+from puna.arch.presets import find_preset
+from puna.compression.rounding import quantize_int8
+from puna.errors import FormatError, UsageError
+from puna.jobs.convert import convert
+from puna.jobs.load import load
+from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.kind import dense_weight
+from puna.model.linears.lora import LoraSettings
+from puna.model.linears.low_rank import LowRankLinear
+from puna.model.linears.nf4 import Nf4Linear
+from puna.model.llama import Llama
+from puna.model.surgery import named_linears, replace_linear, replace_linears
+from puna.planning.memory import weight_bytes
+from puna.weights.adapters import save_adapter
+from puna.weights.folder import save_folder
+from puna.weights.meta import MetaSettings
+
+IDS = torch.arange(20)[None]
+KINDS = {"int8": Int8Linear, "nf4": Nf4Linear}
+LORA = LoraSettings(rank=2, alpha=4.0, targets=LINEARS)
+
+
+def stored_bytes(model: Llama) -> int:
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values()) - model.frequencies_P.nbytes
+
+
+def rounded(model: Llama, base: str) -> Llama:
+    """The model after the fact: every block Linear made from its whole dense weight."""
+    replace_linears(model, LINEARS, lambda _, old: KINDS[base].from_dense(dense_weight(old)))
+    return model
+
+
+@pytest.fixture
+def folders(build_llama: Callable[..., Llama], tmp_path: Path) -> Callable[..., Path]:
+    """`folders(dtype, **changes)`: a folder of the tiny model in that type."""
+
+    def save(dtype: torch.dtype = torch.float32, **changes: object) -> Path:
+        save_folder(build_llama(**changes).to(dtype), tmp_path / str(dtype))
+        return tmp_path / str(dtype)
+
+    return save
+
+
+@pytest.mark.parametrize("base", ["float32", "bfloat16", "int8", "nf4"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_16_bit_file_is_held_in_the_bytes_that_are_planned(folders, base: str, tied: bool) -> None:
+    llama = load(folders(torch.bfloat16, tied_embeddings=tied), base=base).llama
+    assert stored_bytes(llama) == weight_bytes(llama.config, base)
+    rest = torch.float32 if base == "float32" else torch.bfloat16
+    assert {weight.dtype for weight in llama.parameters()} == {rest}
+    assert (llama.lm_head.weight is llama.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+@pytest.mark.parametrize(("stored", "rest"), [
+    (torch.float32, torch.float32), (torch.float16, torch.bfloat16), (torch.bfloat16, torch.bfloat16),
+])  # fmt: skip
+def test_what_is_not_quantised_takes_16_bits_where_the_file_has_them_or_the_type_asked_for(
+    folders, base: str, stored: torch.dtype, rest: torch.dtype
+) -> None:
+    folder = folders(stored)
+    assert {weight.dtype for weight in load(folder, base=base).llama.parameters()} == {rest}
+    asked = load(folder, base=base, dtype=torch.float16).llama
+    assert {weight.dtype for weight in asked.parameters()} == {torch.float16}
+    assert {type(linear) for _, linear in named_linears(asked)} == {KINDS[base]}
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+@torch.no_grad()
+def test_rounding_while_loading_is_rounding_afterwards(folders, tiny: Llama, base: str) -> None:
+    assert torch.equal(load(folders(), base=base)(IDS), rounded(tiny, base)(IDS))
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "int8", "nf4"])
+@torch.no_grad()
+def test_every_format_gives_the_same_model(folders, tmp_path: Path, base: str) -> None:
+    folder = folders(torch.bfloat16)
+    convert(folder, tmp_path / "meta", "meta")
+    convert(folder, tmp_path / "a.gguf", "gguf")
+    expected = load(folder, base=base).llama.state_dict()
+    for source in (tmp_path / "meta", tmp_path / "a.gguf"):
+        got = load(source, base=base, meta=MetaSettings(meta_max_seq_len=256)).llama.state_dict()
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(got[name], expected[name]) for name in expected), source
+
+
+@torch.no_grad()
+def test_blocks_of_a_gguf_are_quantised_from_what_they_stand_for(folders, tmp_path: Path) -> None:
+    convert(folders(), tmp_path / "a.gguf", "gguf", dtype="q8_0")
+    dense, llama = load(tmp_path / "a.gguf").llama, load(tmp_path / "a.gguf", base="nf4", dtype=torch.float32).llama
+    assert torch.equal(llama(IDS), rounded(dense, "nf4")(IDS))
+    assert load(tmp_path / "a.gguf", base="nf4").llama.norm.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+@torch.no_grad()
+def test_what_was_stored_as_factors_or_int8_is_quantised_from_its_dense_weight(tiny, tmp_path: Path, base: str) -> None:
+    quantize_int8(tiny)
+    replace_linear(tiny, "layers.1.self_attn.o_proj", LowRankLinear(torch.randn(64, 3), torch.randn(3, 64)))
+    save_folder(tiny, tmp_path / "small")
+    assert {type(linear) for _, linear in named_linears(load(tmp_path / "small").llama)} == {Int8Linear, LowRankLinear}
+    torch.testing.assert_close(load(tmp_path / "small", base=base)(IDS), rounded(tiny, base)(IDS), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "int8", "nf4"])
+@torch.no_grad()
+def test_an_adapter_stands_beside_the_base_and_merges_into_what_the_base_stands_for(
+    folders, build_llama: Callable[..., Llama], tmp_path: Path, base: str
+) -> None:
+    folder, other = folders(), build_llama()
+    attach(other, LORA, seed=3)
+    for _, lora in named_loras(other):
+        lora.B.fill_(0.01)
+    save_adapter(adapter_of(other), tmp_path / "adapter", base=str(folder))
+    alone, attached = load(folder, base=base).llama, load(folder, adapter=tmp_path / "adapter", base=base).llama
+    for (path, lora), (_, linear) in zip(named_loras(attached), named_linears(alone), strict=True):
+        assert type(lora.base) is type(linear) is KINDS.get(base, nn.Linear)
+        assert torch.equal(lora.dense_weight(), dense_weight(linear) + lora.update()), path
+    expected = {path: lora.dense_weight() for path, lora in named_loras(attached)}
+    merge(attached)
+    for path, linear in named_linears(attached):
+        assert torch.equal(linear.weight, expected[path].to(attached.norm.weight.dtype)), path
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_a_number_that_is_none_is_refused_by_name(build_llama: Callable[..., Llama], tmp_path: Path, base: str) -> None:
+    model = build_llama()
+    with torch.no_grad():
+        model.layers[1].mlp.up_proj.weight[3, 5] = torch.nan
+    save_folder(model, tmp_path / "a")
+    with pytest.raises(FormatError, match=r"layers\.1\.mlp\.up_proj"):
+        load(tmp_path / "a", base=base)
+
+
+def test_what_does_not_exist_or_fit_together_is_refused(folders) -> None:
+    folder = folders()
+    with pytest.raises(UsageError, match="nf5") as caught:
+        load(folder, base="nf5")  # type: ignore[arg-type]
+    assert "nf4" in caught.value.hint
+    with pytest.raises(UsageError, match=r"base bfloat16: expected products in torch\.bfloat16, got torch\.float32"):
+        load(folder, base="bfloat16", dtype=torch.float32)
+    with pytest.raises(UsageError, match="NF4 is not stored") as caught:
+        save_folder(load(folder, base="nf4").llama, folder / "again")
+    assert "quantised from" in caught.value.hint
+
+
+WATCH = """
+import sys, threading, time
+import torch
+from puna.jobs.load import load
+
+def anonymous():
+    return int(open("/proc/self/status").read().partition("RssAnon:")[2].split()[0]) * 1024
+
+def watch():
+    while not ended.is_set():
+        seen.append(anonymous())
+        time.sleep(0.002)
+
+torch.set_num_threads(1)
+load(sys.argv[2], base=sys.argv[3])  # libraries and code are paged in
+seen, ended = [], threading.Event()
+thread = threading.Thread(target=watch)
+before = anonymous()
+thread.start()
+loaded = load(sys.argv[1], base=sys.argv[3])
+ended.set()
+thread.join()
+print(max(seen) - before, anonymous() - before, len(seen))
+"""
+SLACK = 48 << 20  # temporaries of a slice (25 MB), the allocator's own, the watching thread
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig]:
+    """A folder with `model`, 200 MB in bfloat16, and `tiny`; and the numbers of the former."""
+    folder, tiny = tmp_path_factory.mktemp("large"), find_preset("tiny").config
+    config = replace(tiny, dim=1024, n_layers=6, n_heads=8, n_kv_heads=8, head_dim=128, ffn_dim=4096)
+    for name, each in (("model", config), ("tiny", tiny)):
+        model = Llama(each).to(torch.bfloat16)
+        save_folder(model, folder / name)
+    return folder, config
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_memory_grows_by_the_quantised_model_and_one_tensor(large: tuple[Path, ModelConfig], base: str) -> None:
+    folder, config = large
+    command = [sys.executable, "-c", WATCH, folder / "model", folder / "tiny", base]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    peak, held, samples = map(int, out.split())
+    assert samples > 100
+    quantised, dense = weight_bytes(config, base), weight_bytes(config, "bfloat16")
+    largest = 2 * config.dim * config.ffn_dim
+    assert quantised + largest + SLACK < dense
+    assert 0.9 * quantised < held <= peak <= quantised + largest + SLACK
