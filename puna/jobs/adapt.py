@@ -3,28 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from puna.adaptation.merge import merge as merge_into_base
-from puna.adaptation.records import (
-    Record,
-    RecordCounts,
-    RecordSource,
-    Row,
-    collate,
-    encode_records,
-    pack_records,
-    read_records,
-    rows_sha256,
-)
+from puna.adaptation.records import RecordCounts, RecordSource, collate, rows_sha256
 from puna.adaptation.targets import adapter_of, attach
 from puna.arch.config import ModelConfig
 from puna.arch.modules import match_linears
-from puna.errors import BadData, UsageError
+from puna.errors import UsageError
 from puna.evaluation.agreement import compare_logits
 from puna.evaluation.perplexity import evaluate_windows
+from puna.jobs.adapt_data import pack_data
 from puna.jobs.load import LoadedModel, find_base, find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
@@ -62,10 +53,7 @@ __all__ = [
 
 _LORA = {"rank": 16, "alpha": 32.0, "targets": "all"}
 _TRAINING = {"budget": {"kind": "steps", "steps": 200}, "learning_rate": 1e-3, "weight_decay": 0.0}
-_HELD_OUT_SHARE = 10
 _PROOF_TOKENS = 256
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +161,7 @@ def adapt(
     with open_run(out, recipe, resume=resume) as folder:
         peak = PeakMemory(place)
         loaded = load(recipe.base, device=place)
-        rows, held_out, counts = _rows(recipe, loaded)
+        rows, held_out, counts = pack_data(recipe.data, recipe.validation, loaded, seq=config.seq, seed=config.seed)
         attach(loaded.llama, recipe.lora, config.seed)
         batches = [
             collate(held_out[start : start + config.micro_batch])
@@ -250,35 +238,6 @@ def adapt_rows(result: AdaptResult, lang: str = "en") -> list[tuple[str, str]]:
         peak_row(lang, result.peak_bytes, result.planned_peak_bytes),
         (label(lang, "run.row.adapter"), result.adapter),
     ]
-
-
-def _rows(recipe: AdaptRecipe, loaded: LoadedModel) -> tuple[list[Row], list[Row], RecordCounts]:
-    """Packed rows to learn from and held-out rows: a file of its own, or the last tenth of the records.
-
-    A long text alone gives the last tenth of its pieces of `seq` tokens.
-    """
-    seq, seed, tokenizer = recipe.training.seq, recipe.training.seed, loaded.tokenizer
-    if seq > loaded.config.max_seq_len:
-        raise UsageError(
-            f"training.seq: expected at most the context of {loaded.config.max_seq_len}, got {seq}", "shorten --seq"
-        )
-    records, counts = read_records(recipe.data)
-    held_out: list[Record] = []
-    if recipe.validation is not None:
-        held_out, _ = read_records([recipe.validation])
-    elif len(records) > 1:
-        records, held_out = _hold_out(records)
-    learned, judged = (list(encode_records(part, tokenizer, seq)) for part in (records, held_out))
-    if not judged:
-        learned, judged = _hold_out(learned)
-    if not (learned and judged):
-        raise BadData(f"{counts.used} records are too few to learn from and to hold one out", "add records")
-    return pack_records(learned, seq, seed), pack_records(judged, seq, seed), counts
-
-
-def _hold_out(items: list[_Item]) -> tuple[list[_Item], list[_Item]]:
-    cut = len(items) - max(1, len(items) // _HELD_OUT_SHARE)
-    return items[:cut], items[cut:]
 
 
 def _sections(folder: RunFolder, recipe: AdaptRecipe, loaded: LoadedModel, state: TrainState) -> tuple[Section, ...]:
