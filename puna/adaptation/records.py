@@ -1,222 +1,179 @@
-"""Records to learn from: texts, or prompts with the completion that is to be learned.
+"""Records to learn from: what a line of a file says, as messages. Each line's kind is found for itself.
 
-A text is learned whole; of a prompt and its completion only the completion and the end-of-text id count. Records are
-packed into rows of `seq` tokens; tokens of one record never see those of another.
+| kind        | a line of a .jsonl file                                         | becomes                       |
+|-------------|-----------------------------------------------------------------|-------------------------------|
+| messages    | {"messages": [{"role", "content"}, ...]}                        | the conversation              |
+| pair        | {"prompt", "completion"}                                        | a user's and an answer's turn |
+| instruction | {"instruction", "input", "output"}; input may be missing        | the same                      |
+| question    | {"question", "answer"}, or two fields that the settings name    | the same                      |
+| text        | {"text"}, or any other file of text, whole                      | an answer to nothing          |
 """
 
 import codecs
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import Any, Literal
 
 from puna.errors import BadData, UsageError
-from puna.model.batch import Batch
-from puna.text.corpus import read_documents
-from puna.tokens.tokenizer import Tokenizer
+from puna.text.corpus import DocumentStream
+from puna.tokens.chat import ROLES, Message, read_messages
 
-__all__ = [
-    "Record",
-    "RecordCounts",
-    "RecordSource",
-    "Row",
-    "collate",
-    "encode_records",
-    "pack_records",
-    "read_records",
-    "rows_sha256",
-]
+__all__ = ["Fault", "Kind", "Record", "RecordSettings", "read_records"]
 
-_LATER = ("messages", "instruction", "question")
+Kind = Literal["messages", "pair", "instruction", "question", "text"]
+
+_PAIRS: tuple[tuple[Kind, str, str], ...] = (
+    ("pair", "prompt", "completion"),
+    ("instruction", "instruction", "output"),
+    ("question", "question", "answer"),
+)
+_PREFERENCES = ("chosen", "rejected")
+_NO_KIND = "no known kind of record"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordSettings:
+    """How records are read, and what of them is learned.
+
+    Attributes: loss: the last answer, every answer, or every token; a text is always learned whole.
+                chat: whether prompts go through the chat template; None: messages always, instructions and questions
+                where the model brings one, pairs never. Texts never do.
+                template: the model's own, or the built-in one for a model that brings none.
+                prompt, completion: names of the two fields of a line, where they are none of the known.
+    """
+
+    loss: Literal["completion", "assistant", "all"] = "completion"
+    chat: bool | None = None
+    template: Literal["model", "builtin"] = "model"
+    prompt: str | None = None
+    completion: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) != (self.completion is None) or (self.prompt is not None and not self.prompt):
+            raise UsageError(
+                f"records: expected prompt and completion, got {self.prompt!r} and {self.completion!r}",
+                "name both fields, or neither",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What to learn (`completion`) after what is given (`prompt`, empty for a plain text)."""
+    """What one line says, and where it stands; the last assistant message is the answer."""
 
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordCounts:
-    """How many records are used, how many are dropped, and why."""
-
-    used: int
-    dropped: int
-    reasons: dict[str, int]
+    place: str
+    kind: Kind
+    messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One packed row of `seq` inputs, their targets, which of these are learned, and the record of each (-1: filler)."""
+class Fault:
+    """Why a line is not used, and where it stands."""
 
-    ids: np.ndarray
-    targets: np.ndarray
-    keep: np.ndarray
-    documents: np.ndarray
+    place: str
+    reason: str
 
 
-def read_records(paths: Sequence[Path]) -> tuple[list[Record], RecordCounts]:
-    """Records of JSON-lines files (`text`, or `prompt` and `completion`) and of text files or folders, whole.
+def read_records(paths: Sequence[Path], settings: RecordSettings) -> Iterator[Record | Fault]:
+    """Every line of .jsonl files that is not blank, and every other text, in order; folders hold both.
 
-    Errors: BadData where nothing is usable or more than 1 % of the lines are broken; UsageError for kinds not built yet.
+    Errors: BadData for a path that cannot be read; UsageError for a record of preferences.
     """
-    records: list[Record] = []
-    bad: list[tuple[str, str]] = []
     for path in paths:
-        if path.suffix == ".jsonl":
-            for place, line in _lines(path):
-                record = _parse(line, place)
-                if isinstance(record, Record):
-                    records.append(record)
-                else:
-                    bad.append((record, place))
-        else:
-            corpus = read_documents([path])
-            records += [Record(prompt="", completion=document.text) for document in corpus.documents]
-            bad += [("a line without text", str(path))] * corpus.bad_lines
-    if len(bad) > (len(records) + len(bad)) / 100:
-        raise BadData(
-            f"{len(bad)} of {len(records) + len(bad)} records cannot be used; the first is {bad[0][1]}: {bad[0][0]}",
-            'a line is {"text": ...} or {"prompt": ..., "completion": ...}',
-        )
-    if not records:
-        raise BadData("no record at all", 'a line is {"text": ...} or {"prompt": ..., "completion": ...}')
-    reasons = Counter(reason for reason, _ in bad)
-    return records, RecordCounts(used=len(records), dropped=len(bad), reasons=dict(reasons))
+        lines = _line_files(path)
+        for file in lines:
+            for place, line in _lines(file):
+                yield _parse(line, place, settings)
+        if not lines or (path.is_dir() and any(_is_other(file, path) for file in path.rglob("*"))):
+            yield from _texts(path)
 
 
-def encode_records(
-    records: Sequence[Record], tokenizer: Tokenizer, seq: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids, learn) for each record, in pieces of at most seq + 1 ids; `learn` marks the ids that are targets.
-
-    The last id of a piece is the first of the next, so that every learned id is a target once; pieces of prompt alone
-    are left out.
-    """
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    for record in records:
-        given = start + tokenizer.encode(record.prompt)
-        learned = [*tokenizer.encode(record.completion), *tokenizer.eos_ids[:1]]
-        ids = np.array(given + learned, dtype=np.int64)
-        learn = np.arange(len(ids)) >= len(given)
-        for begin in range(0, len(ids) - 1, seq):
-            if learn[begin + 1 : begin + seq + 1].any():
-                yield ids[begin : begin + seq + 1], learn[begin : begin + seq + 1]
+def _line_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path] if path.suffix == ".jsonl" else []
+    return sorted(file for file in path.rglob("*.jsonl") if file.is_file() and not _is_hidden(file, path))
 
 
-def pack_records(encoded: Sequence[tuple[np.ndarray, np.ndarray]], seq: int, seed: int) -> list[Row]:
-    """Fill rows of `seq` tokens with whole records, in a seeded order; each row is closed when the next would not fit."""
-    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(encoded))
-    rows: list[Row] = []
-    open_row: list[tuple[np.ndarray, np.ndarray]] = []
-    room = seq
-    for index in order:
-        ids, learn = encoded[index]
-        if len(ids) - 1 > room:
-            rows.append(_close(open_row, seq))
-            open_row, room = [], seq
-        open_row.append((ids, learn))
-        room -= len(ids) - 1
-    return [*rows, _close(open_row, seq)] if open_row else rows
+def _is_other(file: Path, folder: Path) -> bool:
+    return file.is_file() and file.suffix != ".jsonl" and not _is_hidden(file, folder)
 
 
-def rows_sha256(rows: Sequence[Row]) -> str:
-    """A digest of what is learned, in order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(row.ids.tobytes() + row.targets.tobytes() + row.keep.tobytes())
-    return digest.hexdigest()
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-class RecordSource:
-    """Random access to steps over packed rows, each epoch in an order of its own."""
-
-    def __init__(self, rows: Sequence[Row], batch: int, micro_batch: int, seed: int) -> None:
-        if not rows:
-            raise BadData("no record is left to learn from")
-        self._rows, self._batch, self._micro_batch, self._seed = rows, batch, micro_batch, seed
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-
-    def batches(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, counted from 0."""
-        rows = [self._row(turn) for turn in range(step * self._batch, (step + 1) * self._batch)]
-        return [collate(rows[start : start + self._micro_batch]) for start in range(0, self._batch, self._micro_batch)]
-
-    def describe(self, step: int) -> str:
-        """The packed rows of a step, counted from 0."""
-        turns = range(step * self._batch, (step + 1) * self._batch)
-        return "packed rows " + ", ".join(str(self._index(turn)) for turn in turns)
-
-    def _row(self, turn: int) -> Row:
-        return self._rows[self._index(turn)]
-
-    def _index(self, turn: int) -> int:
-        epoch, index = divmod(turn, len(self._rows))
-        if self._order[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(key=(self._seed << 32) + epoch))
-            self._order = epoch, generator.permutation(len(self._rows))
-        return int(self._order[1][index])
-
-
-def collate(rows: Sequence[Row]) -> Batch:
-    """Rows as a batch; where every row is one record, plain causal attention serves."""
-    several = any(row.documents.max() > 0 for row in rows)
-    return Batch(
-        ids_BT=torch.from_numpy(np.stack([row.ids for row in rows])),
-        targets_BT=torch.from_numpy(np.stack([row.targets for row in rows])),
-        keep_BT=torch.from_numpy(np.stack([row.keep for row in rows])),
-        documents_BT=torch.from_numpy(np.stack([row.documents for row in rows])) if several else None,
-    )
-
-
-def _close(records: Sequence[tuple[np.ndarray, np.ndarray]], seq: int) -> Row:
-    ids, targets = np.zeros(seq, np.int64), np.zeros(seq, np.int64)
-    keep, documents = np.zeros(seq, bool), np.full(seq, -1, np.int64)
-    begin = 0
-    for number, (record, learn) in enumerate(records):
-        end = begin + len(record) - 1
-        ids[begin:end], targets[begin:end] = record[:-1], record[1:]
-        keep[begin:end], documents[begin:end] = learn[1:], number
-        begin = end
-    return Row(ids=ids, targets=targets, keep=keep, documents=documents)
+def _texts(path: Path) -> Iterator[Record | Fault]:
+    stream = DocumentStream([path], exclude=lambda place: place.suffix == ".jsonl")
+    for document in stream:
+        yield Record(place=document.name, kind="text", messages=(Message("assistant", document.text),))
+    for number in range(stream.bad_lines):
+        known = stream.bad_places[number : number + 1]
+        yield Fault(place=known[0].rsplit(": ", 1)[0] if known else str(path), reason="a line without text")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """(place, line) of those that are not blank. Only \\n ends a line: JSON text may hold every other separator."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    yield f"{path}:{number}", text
     except OSError as error:
         raise BadData(f"{path}: {error.strerror}", "check the path") from None
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        if line.strip():
-            yield f"{path}:{number}", line
 
 
-def _parse(line: bytes, place: str) -> Record | str:
-    """A record, or why the line is none. Errors: UsageError for a kind of record that is not built yet."""
+def _parse(line: bytes, place: str, settings: RecordSettings) -> Record | Fault:
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
-        return "not JSON"
+        return Fault(place=place, reason="not JSON")
     if not isinstance(value, Mapping):
-        return "not an object"
-    if isinstance(value.get("text"), str):
-        record = Record(prompt="", completion=value["text"])
-    elif isinstance(value.get("prompt"), str) and isinstance(value.get("completion"), str):
-        record = Record(prompt=value["prompt"], completion=value["completion"])
-    elif later := next((key for key in _LATER if key in value), None):
-        raise UsageError(f"{place}: records with '{later}' are not built yet", "use text, or prompt and completion")
-    else:
-        return "neither text nor prompt and completion"
+        return Fault(place=place, reason="not an object")
+    found = _find(value, place, settings)
+    if isinstance(found, str):
+        return Fault(place=place, reason=found)
     try:
-        (record.prompt + record.completion).encode("utf-8")
+        "".join(message.content for message in found.messages).encode("utf-8")
     except UnicodeEncodeError:
-        return "half a surrogate pair"
-    return record if record.completion.strip() else "nothing to learn"
+        return Fault(place=place, reason="half a surrogate pair")
+    return found
+
+
+def _find(value: Mapping[str, Any], place: str, settings: RecordSettings) -> Record | str:
+    """The record of a line, or why it is none: the kind that says most is taken. Errors: UsageError for preferences."""
+    named = settings.prompt, settings.completion
+    if named[0] in value and named[1] in value:
+        return _pair(value, place, "question", str(named[0]), str(named[1]))
+    if any(name in value for name in _PREFERENCES):
+        raise UsageError(
+            f"{place}: a record with 'chosen' and 'rejected': learning from preferences is not built",
+            "--fields prompt,chosen learns the chosen answers alone",
+        )
+    if "messages" in value:
+        return _conversation(value["messages"], place)
+    for kind, prompt, completion in _PAIRS:
+        if prompt in value and completion in value:
+            return _pair(value, place, kind, prompt, completion)
+    if isinstance(value.get("text"), str):
+        return Record(place=place, kind="text", messages=(Message("assistant", value["text"]),))
+    return _NO_KIND
+
+
+def _pair(value: Mapping[str, Any], place: str, kind: Kind, prompt: str, completion: str) -> Record | str:
+    given, answer, more = value[prompt], value[completion], value.get("input") if kind == "instruction" else None
+    if not (isinstance(given, str) and isinstance(answer, str) and isinstance(more, str | None)):
+        return _NO_KIND
+    said = f"{given}\n\n{more}" if more is not None and more.strip() else given
+    return Record(place=place, kind=kind, messages=(Message("user", said), Message("assistant", answer)))
+
+
+def _conversation(values: object, place: str) -> Record | str:
+    roles = [value.get("role") for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+    if any(isinstance(role, str) and role not in ROLES for role in roles):
+        return "unknown role"
+    try:
+        return Record(place=place, kind="messages", messages=read_messages(values))
+    except BadData:
+        return "messages that are not a list of role and content"

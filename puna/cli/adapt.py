@@ -1,11 +1,13 @@
 """`puna adapt` and `puna adapt merge`."""
 
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from puna.cli.console import print_json, print_table
-from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, resume_stands_alone
+from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, RecordOptions, resume_stands_alone
+from puna.cli.preview import show_preview
 from puna.cli.progress import training_progress
 from puna.errors import UsageError
 
@@ -19,7 +21,7 @@ def adapt(
     model: str = "",
     /,
     *data: Path,
-    out: Path,
+    out: Path | None = None,
     validation: Path | None = None,
     steps: Count | None = None,
     seconds: float | None = None,
@@ -29,18 +31,21 @@ def adapt(
     batch: int | None = None,
     seq: Count | None = None,
     learning_rate: float | None = None,
+    preview: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=(0, 1), negative="")] = None,
+    anyway: bool = False,
     resume: bool = False,
     tensorboard: bool | None = None,
     json: Json = False,
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
+    records: RecordOptions = RecordOptions(),  # noqa: B008
     recipes: RecipeOptions = RecipeOptions(),  # noqa: B008
-) -> None:
-    """Fine-tune MODEL with LoRA on DATA: text, or .jsonl with text, or with prompt and completion.
+) -> int:
+    """Fine-tune MODEL with LoRA on DATA: text, or .jsonl with messages, instructions, questions, prompts or text.
 
     Args:
         model: a run folder or a Hugging Face folder.
         data: files or folders to learn from.
-        out: the run's folder; the adapter is written to its adapter/.
+        out: the run's folder, which only --preview does without; the adapter is written to its adapter/.
         validation: held-out records; without it the last tenth.
         steps: the budget in optimizer steps; 200 where no budget is given.
         seconds: the budget in seconds of training.
@@ -50,46 +55,47 @@ def adapt(
         batch: rows in a step.
         seq: tokens in a row.
         learning_rate: at its peak.
+        preview: show so many records (3 if no number is given) with what of them is learned, and train nothing.
+        anyway: learn from what can be learned, whatever the lint of the records says.
         resume: continue the run in --out with the settings of its recipe.
         tensorboard: write event files for TensorBoard, or write none; they are written where it is installed.
     """
     from puna.jobs import adapt as job
+    from puna.jobs.adapt_data import record_flags
     from puna.jobs.machine import use_threads
     from puna.jobs.train_recipe import training_flags
 
     use_threads(machine.threads)
     if not resume and not (model and data):
         raise UsageError("expected MODEL and DATA", "for example puna adapt runs/demo/train notes.txt --out runs/notes")
-    if resume:
+    if out is None and preview is None:
+        raise UsageError("expected --out RUN", "only --preview does without")
+    if resume and out is not None:
         recipe = job.resumed_recipe(out, recipes.settings)
     else:
+        precision = machine.precision if preview is None else "float32"  # a look needs no measurement
         recipe = job.adapt_recipe(
-            model=model,
-            data=data,
-            rank=rank,
-            alpha=alpha,
-            targets=targets,
-            validation=validation,
+            model=model, data=data, rank=rank, alpha=alpha, targets=targets, validation=validation,
+            records=record_flags(fields=records.fields, loss=records.loss),
             recipe=recipes.recipe,
             settings=recipes.settings,
             training=training_flags(
-                steps=steps,
-                seconds=seconds,
-                precision=machine.precision,
-                batch=batch,
-                seq=seq,
-                learning_rate=learning_rate,
+                steps=steps, seconds=seconds, precision=precision, batch=batch, seq=seq, learning_rate=learning_rate,
                 seed=machine.seed,
             ),
-        )
+        )  # fmt: skip
+    if out is None or preview is not None:
+        return show_preview(recipe, preview or (), anyway=anyway, is_json=json)
     with training_progress("adapting") as observer:
         result = job.adapt(
-            recipe, out, resume=resume, device=machine.device, observers=(observer,), tensorboard=tensorboard
-        )
+            recipe, out, resume=resume, anyway=anyway, device=machine.device, observers=(observer,),
+            tensorboard=tensorboard,
+        )  # fmt: skip
     if json:
         print_json(result)
     else:
         print_table(("", str(out)), job.adapt_rows(result))
+    return 0
 
 
 @app.command

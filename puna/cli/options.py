@@ -10,7 +10,7 @@ from cyclopts import Parameter, Token
 from puna.errors import UsageError
 from puna.jobs.quantities import parse_count
 
-__all__ = ["Count", "Json", "MachineOptions", "RecipeOptions", "Text", "resume_stands_alone"]
+__all__ = ["Count", "Json", "MachineOptions", "RecipeOptions", "RecordOptions", "Text", "resume_stands_alone"]
 
 
 def _count(_type: Any, tokens: Sequence[Token]) -> int:
@@ -57,7 +57,21 @@ class RecipeOptions:
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = ()
 
 
-_WITH_RESUME = {"out", "resume", "json", "device", "threads", "tensorboard", "settings"}
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordOptions:
+    """What records are, and what of them is learned.
+
+    Args:
+        fields: the names of two fields of a line, the prompt's and the answer's: question,answer.
+        loss: completion (the last answer, if nothing says otherwise), assistant (every answer), or all.
+    """
+
+    fields: str | None = None
+    loss: Literal["completion", "assistant", "all"] | None = None
+
+
+_WITH_RESUME = {"anyway", "out", "resume", "json", "device", "threads", "tensorboard", "settings"}
 
 
 def resume_stands_alone(**given: object) -> None:
@@ -81,7 +95,7 @@ def _named(given: dict[str, object]) -> list[tuple[str, object]]:
     """Names and values, options of a group that differ from their default included."""
     flat: list[tuple[str, object]] = []
     for name, value in given.items():
-        if isinstance(value, MachineOptions | RecipeOptions):
+        if isinstance(value, MachineOptions | RecipeOptions | RecordOptions):
             pairs = ((item.name, getattr(value, item.name), item.default) for item in fields(value))
             flat += [(each, found) for each, found, default in pairs if found != default]
         else:

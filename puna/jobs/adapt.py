@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
+from puna.adaptation.lint import RecordCounts
 from puna.adaptation.merge import merge as merge_into_base
-from puna.adaptation.records import RecordCounts, RecordSource, collate, rows_sha256
+from puna.adaptation.records import RecordSettings
+from puna.adaptation.rows import RecordSource, collate, rows_sha256
 from puna.adaptation.targets import adapter_of, attach
 from puna.arch.config import ModelConfig
 from puna.arch.modules import match_linears
 from puna.errors import UsageError
 from puna.evaluation.agreement import compare_logits
 from puna.evaluation.perplexity import evaluate_windows
-from puna.jobs.adapt_data import pack_data
+from puna.jobs.adapt_data import pack_data, record_rows
 from puna.jobs.load import LoadedModel, find_base, find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
@@ -65,6 +67,7 @@ class AdaptRecipe:
     lora: LoraSettings
     training: TrainingConfig
     validation: Path | None = None
+    records: RecordSettings = RecordSettings()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -112,13 +115,14 @@ def adapt_recipe(
     targets: str | None = None,
     training: Mapping[str, Any],
     validation: Path | None = None,
+    records: Mapping[str, Any] | None = None,
     recipe: Path | None = None,
     settings: Sequence[str] = (),
 ) -> AdaptRecipe:
     """Put a recipe together: defaults < recipe file < settings < flags; None and empty are flags not given.
 
     Args: targets: all, attention, mlp, or Linears joined by commas; a recipe may write a list of Linears too.
-          training: what `training_flags` made of the flags.
+          training: what `training_flags` made of the flags. records: fields of RecordSettings.
     """
     table = apply_settings({} if recipe is None else read_recipe(recipe), settings)
     if model:
@@ -132,6 +136,8 @@ def adapt_recipe(
     if isinstance(lora["targets"], str):
         lora["targets"] = match_linears(lora["targets"])
     table["lora"] = lora
+    if records:
+        table["records"] = {**section(table, "records"), **records}
     table["training"] = training_table(_TRAINING, section(table, "training"), training)
     return fill(AdaptRecipe, table)
 
@@ -146,6 +152,7 @@ def adapt(
     out: str | Path,
     *,
     resume: bool = False,
+    anyway: bool = False,
     device: str = "auto",
     observers: tuple[Observer, ...] = (),
     tensorboard: bool | None = None,
@@ -154,14 +161,17 @@ def adapt(
 
     A finished run is not trained further: its result is made again from its last checkpoint.
 
-    Args:   tensorboard: whether to write event files for it; None: where it is installed.
+    Args:   anyway: learn from what can be learned, whatever the lint of the records says.
+            tensorboard: whether to write event files for it; None: where it is installed.
     Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked, UsageError.
     """
     out, place, config = Path(out), choose_device(device), recipe.training
     with open_run(out, recipe, resume=resume) as folder:
         peak = PeakMemory(place)
         loaded = load(recipe.base, device=place)
-        rows, held_out, counts = pack_data(recipe.data, recipe.validation, loaded, seq=config.seq, seed=config.seed)
+        rows, held_out, counts = pack_data(
+            recipe.data, recipe.validation, recipe.records, loaded, seq=config.seq, anyway=anyway
+        )
         attach(loaded.llama, recipe.lora, config.seed)
         batches = [
             collate(held_out[start : start + config.micro_batch])
@@ -227,9 +237,8 @@ def merge(adapter: str | Path, out: Path, *, base_model: str | Path | None = Non
 
 def adapt_rows(result: AdaptResult, lang: str = "en") -> list[tuple[str, str]]:
     """The result as lines for people."""
-    records = label(lang, "run.records", used=f"{result.records.used:,}", dropped=f"{result.records.dropped:,}")
     return [
-        (label(lang, "run.row.records"), records),
+        *record_rows(lang, result.records),
         (label(lang, "run.row.trainable"), f"{result.trainable_parameters:,}"),
         (label(lang, "run.row.steps"), f"{result.steps:,}"),
         (label(lang, "run.row.speed"), human_number(result.tokens_per_second)),

@@ -256,6 +256,8 @@ CHINESE = {
     "run.row.peak": "内存峰值",
     "run.row.model": "模型",
     "run.row.records": "记录",
+    "run.row.dropped": "丢弃：{reason}",
+    "run.row.doubted": "仍然使用：{reason}",
     "run.row.trainable": "可训练参数",
     "run.row.adapter": "适配器",
     "run.row.method": "方法",

@@ -268,6 +268,8 @@ ENGLISH = {
     "run.row.peak": "peak memory",
     "run.row.model": "model",
     "run.row.records": "records",
+    "run.row.dropped": "dropped: {reason}",
+    "run.row.doubted": "used all the same: {reason}",
     "run.row.trainable": "trainable parameters",
     "run.row.adapter": "adapter",
     "run.row.method": "method",

@@ -80,7 +80,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(words: tuple[str, ...], of
         ("adapt m d --out o --method dora", "--method"),
         ("adapt m d --out o --base nf4", "--base"),
         ("adapt m d --out o --full", "--full"),
-        ("adapt m d --out o --preview", "--preview"),
+        ("adapt m d --out o --method dpo", "--method"),
         ("generate m --prompt p --chat", "--chat"),
         ("compress m o --frontier", "--frontier"),
         ("compress m o --embedding-rank 4", "--embedding-rank"),

@@ -1,0 +1,136 @@
+"""From files to packed rows: what is learned, what is held out, and a look at both."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from puna.adaptation.records import RecordSettings
+from puna.errors import BadData, UsageError
+from puna.jobs.adapt import adapt, adapt_recipe, adapt_rows
+from puna.jobs.adapt_data import pack_data, preview, record_flags, record_rows
+from puna.jobs.load import LoadedModel, load
+from puna.jobs.run_folder import RunFolder
+
+TURNS = [{"role": "user", "content": "Who walks?"}, {"role": "assistant", "content": "The llama walks."}]
+SETTINGS = RecordSettings()
+
+
+@pytest.fixture(scope="module")
+def loaded(world: SimpleNamespace) -> LoadedModel:
+    return load(world.run)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """40 lines of every kind that needs no template, and nothing wrong with them."""
+    kinds = [
+        {"prompt": "who walks? ", "completion": "the llama walks."},
+        {"instruction": "Say who walks.", "input": "a llama", "output": "the llama walks."},
+        {"question": "who walks?", "answer": "the llama walks."},
+        {"text": "the llama walks over the stone and sees the river."},
+    ]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("\n".join(json.dumps(kind) for kind in kinds * 10), encoding="utf-8")
+    return path
+
+
+def test_every_learned_id_of_every_record_is_a_target_once(loaded: LoadedModel, mixed: Path) -> None:
+    learned, judged, counts = pack_data([mixed], None, SETTINGS, loaded, seq=64)
+    assert (counts.used, counts.dropped) == (40, 0)
+    end = loaded.eos_ids[0]
+    ends = [sum(int((row.targets[row.keep] == end).sum()) for row in rows) for rows in (learned, judged)]
+    assert ends == [36, 4]
+    answer = len(loaded.tokenizer.encode("the llama walks.")) + 1
+    text = len(loaded.tokenizer.encode("the llama walks over the stone and sees the river.")) + 1
+    assert sum(int(row.keep.sum()) for row in (*learned, *judged)) == 10 * (3 * answer + text)
+
+
+def test_a_long_text_goes_on_in_pieces_and_gives_some_of_them(loaded: LoadedModel, world: Any) -> None:
+    learned, judged, counts = pack_data([world.judge], None, SETTINGS, loaded, seq=64)
+    assert counts.used == 1
+    tokens = len(loaded.tokenizer.encode(world.judge.read_text())) + 1
+    assert sum(int(row.keep.sum()) for row in (*learned, *judged)) == tokens
+    assert 0 < len(judged) <= len(learned) / 9
+
+
+def test_the_lint_judges_held_out_records_too(loaded: LoadedModel, mixed: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "who?", "answer": " "}\n{"text": "a llama"}')
+    with pytest.raises(BadData, match=rf"1 of 2 records cannot be used: empty answer: 1 \({bad}:1\)"):
+        pack_data([mixed], bad, SETTINGS, loaded, seq=64)
+    _, judged, _ = pack_data([mixed], bad, SETTINGS, loaded, seq=64, anyway=True)
+    assert len(judged) == 1
+    with pytest.raises(BadData, match="1 of 1 records"):
+        pack_data([_only(bad)], None, SETTINGS, loaded, seq=64, anyway=True)
+
+
+def _only(path: Path) -> Path:
+    first = path.with_name("only.jsonl")
+    first.write_text(path.read_text().splitlines()[0])
+    return first
+
+
+def test_what_was_dropped_is_in_the_result_and_on_the_page(
+    world: SimpleNamespace, mixed: Path, tmp_path: Path, runs: Path
+) -> None:
+    mixed.write_text(mixed.read_text() + '\n{"text": " "}\n{"messages": 5}')
+    training = {"budget": {"kind": "steps", "steps": 2}, "precision": "float32", "seq": 32, "batch": 2}
+    recipe = adapt_recipe(model=str(world.run), data=[mixed], training=training, records={"loss": "all"})
+    assert recipe.records == RecordSettings(loss="all")
+    with pytest.raises(BadData, match="2 of 42 records"):
+        adapt(recipe, runs / "a")
+    result = adapt(recipe, runs / "a", anyway=True)
+    shape = "messages that are not a list of role and content"
+    assert result.records.reasons == {"nothing to learn": 1, shape: 1}
+    assert ("dropped: nothing to learn", f"1 ({mixed}:41)") in adapt_rows(result)
+    assert f"dropped: {shape}" in RunFolder(runs / "a").report.read_text()
+    assert adapt(recipe, runs / "a", anyway=True, resume=True).records == result.records
+    assert record_rows("zh", result.records)[1][0] == "丢弃：nothing to learn"
+
+
+def test_a_preview_shows_the_text_that_is_learned_and_reads_no_weight(world: SimpleNamespace, tmp_path: Path) -> None:
+    lines = tmp_path / "talks.jsonl"
+    lines.write_text("\n".join([json.dumps({"messages": TURNS})] * 4 + ['{"text": " "}']))
+    (tmp_path / "model").mkdir()
+    for file in (world.run / "model").iterdir():
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    settings = RecordSettings(template="builtin")
+    seen, error = preview(world.run, [lines], settings, seq=64, count=2)
+    assert error is not None
+    assert "1 of 5 records cannot be used" in error.message
+    assert [(record.place, record.kind) for record in seen.previewed] == [(f"{lines}:{n}", "messages") for n in (1, 2)]
+    given, learned = seen.previewed[0].spans
+    assert (given.is_learned, learned.is_learned, learned.text) == (False, True, "The llama walks.<|eot_id|>")
+    assert given.text.endswith("Who walks?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert preview(world.run, [lines], settings, seq=64, anyway=True)[1] is None
+    assert len(preview(world.run, [lines], settings, seq=64, anyway=True)[0].previewed) == 3
+
+
+def test_a_preview_that_cannot_be_shown_says_why(world: SimpleNamespace, mixed: Path) -> None:
+    with pytest.raises(UsageError, match="expected at least 1 record, got 0"):
+        preview(world.run, [mixed], SETTINGS, seq=64, count=0)
+    with pytest.raises(UsageError, match="at most the context of 256, got 300"):
+        preview(world.run, [mixed], SETTINGS, seq=300)
+
+
+def test_flags_become_settings() -> None:
+    assert record_flags(fields=None, loss=None) == {}
+    assert record_flags(fields=" ask, say", loss="all") == {"loss": "all", "prompt": "ask", "completion": "say"}
+    for fields in ("ask", "a,b,c", "a,", ""):
+        with pytest.raises(UsageError, match="--fields: expected two names"):
+            record_flags(fields=fields, loss=None)
+
+
+def test_real_questions_teach_a_real_checkpoint_to_answer(shared_data: Path, tmp_path: Path, runs: Path) -> None:
+    some = tmp_path / "some.jsonl"
+    lines = (shared_data / "sft" / "gsm8k-train.jsonl").read_text(encoding="utf-8").splitlines()
+    some.write_text("\n".join(lines[:120]), encoding="utf-8")
+    training = {"budget": {"kind": "steps", "steps": 3}, "precision": "float32", "seq": 448, "batch": 2}
+    base = shared_data / "checkpoints" / "small" / "base"
+    recipe = adapt_recipe(model=str(base), data=[some], training={**training, "learning_rate": 1e-3}, rank=4)
+    result = adapt(recipe, runs / "a")
+    assert (result.records.used, result.records.dropped) == (120, 0)
+    assert result.loss_last < result.loss_first
