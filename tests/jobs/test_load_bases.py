@@ -19,9 +19,9 @@ from puna.compression.rounding import quantize_int8
 from puna.errors import FormatError, UsageError
 from puna.jobs.convert import convert
 from puna.jobs.load import load
+from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import dense_weight
-from puna.model.linears.lora import LoraSettings
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama

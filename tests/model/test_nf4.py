@@ -11,8 +11,8 @@ from puna.adaptation.merge import merge
 from puna.adaptation.targets import attach, named_loras
 from puna.arch.modules import LINEARS
 from puna.model.batch import Batch
+from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.kind import dense_weight
-from puna.model.linears.lora import LoraSettings
 from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears, replace_linears
