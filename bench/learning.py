@@ -131,11 +131,12 @@ class WideProducts(TorchDispatchMode):
     """16-bit products by the float32 kernel, rounded at the end."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if func.overloadpacket not in (torch.ops.aten.mm, torch.ops.aten.addmm) or args[-1].element_size() != 2:
             return func(*args, **kwargs)
-        wide = func.overloadpacket(*(arg.float() for arg in args)).to(args[-1].dtype)
-        return kwargs["out"].copy_(wide) if "out" in kwargs else wide
+        out = kwargs.pop("out", None)
+        wide = func.overloadpacket(*(arg.float() for arg in args), **kwargs).to(args[-1].dtype)
+        return wide if out is None else out.copy_(wide)
 
 
 def after_each_update(arm: str, model: Llama) -> Callable[[Event], None]:

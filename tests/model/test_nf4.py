@@ -100,7 +100,7 @@ def test_a_fresh_adapter_is_the_rounded_base_exactly(rounded: Llama) -> None:
 def test_merged_is_the_dequantised_base_plus_the_update(rounded: Llama) -> None:
     bases = {path: dense_weight(linear) for path, linear in named_linears(rounded)}
     attached = trained(rounded)(IDS)
-    updates = {path: lora.update() for path, lora in named_loras(rounded)}
+    updates = {path: lora.scale * lora.B @ lora.A for path, lora in named_loras(rounded)}
     merge(rounded)
     for path, linear in named_linears(rounded):
         assert torch.equal(dense_weight(linear), bases[path] + updates[path])
