@@ -6,11 +6,11 @@ which any reader of PEFT folders can use. Source: Hu et al. 2021, arXiv:2106.096
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from puna.arch.modules import ADAPTABLE, EMBEDDING, match_targets, target_paths
 from puna.errors import CheckpointMismatch, UsageError
@@ -20,7 +20,7 @@ from puna.model.linears.lora import DoraLinear, LoraEmbedding, LoraLinear, lora_
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear, replace_linear
 
-__all__ = ["adapter_of", "attach", "attach_adapter", "detach", "named_loras"]
+__all__ = ["adapter_of", "attach", "attach_adapter", "detach", "named_loras", "put_back"]
 
 _OTHER_BASE = "use the base model that the adapter was trained on"
 
@@ -69,14 +69,24 @@ def attach_adapter(model: Llama, adapter: Adapter) -> None:
             lora.magnitude.copy_(adapter.magnitudes[path])
 
 
-def detach(model: Llama) -> None:
-    """Take an attached adapter out: the base stands there again as it was, frozen. Without one nothing changes."""
-    for path, lora in list(named_loras(model)):
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, lora.base)
+def detach(model: Llama) -> dict[str, LoraLinear | LoraEmbedding]:
+    """Take an attached adapter out: the base stands there again as it was, frozen. Without one nothing changes.
+
+    Returns: what stood there, for `put_back`.
+    """
+    adapted = dict(named_loras(model))
+    for path, lora in adapted.items():
+        _put(model, path, lora.base)
+    return adapted
 
 
-def adapter_of(model: Llama, base_sha256: str | None = None) -> Adapter:
+def put_back(model: Llama, adapted: Mapping[str, LoraLinear | LoraEmbedding]) -> None:
+    """Undo `detach`."""
+    for path, lora in adapted.items():
+        _put(model, path, lora)
+
+
+def adapter_of(model: Llama, base_sha256: str | None = None, base_type: str | None = None) -> Adapter:
     """A copy of the adapter in a model. Raises: UsageError: none is attached."""
     loras = dict(named_loras(model))
     if not loras:
@@ -91,6 +101,7 @@ def adapter_of(model: Llama, base_sha256: str | None = None) -> Adapter:
             path: lora.magnitude.detach().clone() for path, lora in loras.items() if isinstance(lora, DoraLinear)
         },
         base_sha256=base_sha256,
+        base_type=base_type,
     )
 
 
@@ -100,6 +111,11 @@ def named_loras(model: Llama) -> Iterator[tuple[str, LoraLinear | LoraEmbedding]
         module = model.get_submodule(path)
         if isinstance(module, LoraLinear | LoraEmbedding):
             yield path, module
+
+
+def _put(model: Llama, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
 
 def _factors(lora: LoraLinear | LoraEmbedding) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from puna.cli.console import print_json, print_table
 
 if TYPE_CHECKING:
-    from puna.jobs.adapt import AdaptRecipe
     from puna.jobs.adapt_data import PreviewedRecord
+    from puna.jobs.adapt_recipe import AdaptRecipe
 
 __all__ = ["show_preview"]
 

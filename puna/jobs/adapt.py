@@ -1,150 +1,40 @@
-"""Fine-tuning with LoRA: a model and records -> an adapter that PEFT loads; and folding an adapter into its base."""
+"""Fine-tuning: a model and records -> an adapter that PEFT loads, or, with every weight trained, a model."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from puna.adaptation.lint import RecordCounts
-from puna.adaptation.merge import merge as merge_into_base
-from puna.adaptation.records import RecordSettings
-from puna.adaptation.rows import RecordSource, collate, rows_sha256
-from puna.adaptation.targets import adapter_of, attach
+from puna.adaptation.rows import RecordSource, Row, collate, rows_sha256
+from puna.adaptation.targets import adapter_of, attach, named_loras
 from puna.arch.config import ModelConfig
-from puna.arch.modules import match_linears
-from puna.errors import UsageError
-from puna.evaluation.agreement import compare_logits
-from puna.evaluation.perplexity import evaluate_windows
-from puna.jobs.adapt_data import pack_data, record_rows
-from puna.jobs.load import LoadedModel, find_base, find_model, load
+from puna.evaluation.perplexity import evaluate_text, evaluate_windows
+from puna.jobs.adapt_data import pack_data
+from puna.jobs.adapt_recipe import AdaptRecipe, planned_settings
+from puna.jobs.adapt_report import AdaptResult, Change, adapt_rows, adapter_card, change_section
+from puna.jobs.load import LoadedModel, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
-from puna.jobs.proof_texts import PROOF_TEXTS
-from puna.jobs.recipe import apply_settings, fill, read_recipe, section
-from puna.jobs.run_folder import RunFolder, check_replaceable, open_run, run_training
-from puna.jobs.run_report import learning_sections, peak_row, write_run_report, write_unfinished_report
+from puna.jobs.run_folder import RunFolder, open_run, run_training, take_best
+from puna.jobs.run_report import learning_sections, write_run_report, write_unfinished_report
 from puna.jobs.sections import memory_section
-from puna.jobs.train_recipe import training_table
-from puna.model.linears.adapter import LoraSettings
+from puna.model.linears.kind import dense_weight
+from puna.model.linears.lora import LoraEmbedding
 from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
-from puna.planning.settings import LoraTraining, Settings
-from puna.report.labels import label
-from puna.report.numbers import human_number
 from puna.report.page import Section
+from puna.text.corpus import read_documents
 from puna.training.checkpoint import TrainState
-from puna.training.config import TrainingConfig
+from puna.training.config import EpochBudget
 from puna.training.events import HeldOut, Observer
 from puna.training.optimizer import trainable
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder
 from puna.weights.loading import weights_sha256
 
-__all__ = [
-    "AdaptRecipe",
-    "AdaptResult",
-    "MergeResult",
-    "adapt",
-    "adapt_recipe",
-    "adapt_rows",
-    "merge",
-    "planned_memory",
-    "resumed_recipe",
-]
+__all__ = ["adapt", "planned_memory"]
 
-_LORA = {"rank": 16, "alpha": 32.0, "targets": "all"}
-_TRAINING = {"budget": {"kind": "steps", "steps": 200}, "learning_rate": 1e-3, "weight_decay": 0.0}
-_PROOF_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptRecipe:
-    """Everything an adaptation depends on."""
-
-    base: Path
-    data: tuple[Path, ...]
-    lora: LoraSettings
-    training: TrainingConfig
-    validation: Path | None = None
-    records: RecordSettings = RecordSettings()  # noqa: RUF009 - frozen
-
-    def __post_init__(self) -> None:
-        if not self.data:
-            raise UsageError("data: expected at least one file or folder of records", "name text, or a .jsonl file")
-        if self.training.packing != "contiguous":
-            raise UsageError(
-                f"training.packing: expected none in an adaptation, got {self.training.packing}",
-                "leave it out: records are packed whole and never see each other",
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptResult:
-    """What `puna adapt --json` prints."""
-
-    trainable_parameters: int
-    steps: int
-    tokens: int
-    tokens_per_second: float
-    loss_first: float
-    loss_last: float
-    validation_nats: float
-    peak_bytes: int
-    planned_peak_bytes: int
-    records: RecordCounts
-    adapter: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeResult:
-    """What `puna adapt merge --json` prints: merged against attached, on a fixed text."""
-
-    max_logit_difference: float
-    largest_logit: float
-    kl_nats: float
-    model: str
-
-
-def adapt_recipe(
-    *,
-    model: str = "",
-    data: Sequence[Path] = (),
-    rank: int | None = None,
-    alpha: float | None = None,
-    targets: str | None = None,
-    training: Mapping[str, Any],
-    validation: Path | None = None,
-    records: Mapping[str, Any] | None = None,
-    recipe: Path | None = None,
-    settings: Sequence[str] = (),
-) -> AdaptRecipe:
-    """Put a recipe together: defaults < recipe file < settings < flags; None and empty are flags not given.
-
-    Args: targets: all, attention, mlp, or Linears joined by commas; a recipe may write a list of Linears too.
-          training: what `training_flags` made of the flags. records: fields of RecordSettings.
-    """
-    table = apply_settings({} if recipe is None else read_recipe(recipe), settings)
-    if model:
-        table["base"] = str(find_model(model))
-    if data:
-        table["data"] = [str(path) for path in data]
-    if validation is not None:
-        table["validation"] = str(validation)
-    flags = {"rank": rank, "alpha": alpha, "targets": targets}
-    lora = {**_LORA, **section(table, "lora"), **{name: value for name, value in flags.items() if value is not None}}
-    if isinstance(lora["targets"], str):
-        lora["targets"] = match_linears(lora["targets"])
-    table["lora"] = lora
-    if records:
-        table["records"] = {**section(table, "records"), **records}
-    table["training"] = training_table(_TRAINING, section(table, "training"), training)
-    return fill(AdaptRecipe, table)
-
-
-def resumed_recipe(out: Path, settings: Sequence[str] = ()) -> AdaptRecipe:
-    """The recipe that a run was started with, with these settings. Errors: UsageError where there is none."""
-    return fill(AdaptRecipe, apply_settings(read_recipe(RunFolder(out).recipe), settings))
+_OLD_CHARACTERS = 200_000  # of the old kind of text are judged by
 
 
 def adapt(
@@ -157,96 +47,94 @@ def adapt(
     observers: tuple[Observer, ...] = (),
     tensorboard: bool | None = None,
 ) -> AdaptResult:
-    """Train an adapter for the recipe's base into `out`/adapter; with `resume`, go on from the latest checkpoint.
+    """Train an adapter into `out`/adapter, or every weight into `out`/model; with `resume`, from the latest checkpoint.
 
-    A finished run is not trained further: its result is made again from its last checkpoint.
+    A finished run is not trained further: its result is made again from its checkpoints.
 
     Args:   anyway: learn from what can be learned, whatever the lint of the records says.
             tensorboard: whether to write event files for it; None: where it is installed.
     Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked, UsageError.
     """
-    out, place, config = Path(out), choose_device(device), recipe.training
+    out, place = Path(out), choose_device(device)
     with open_run(out, recipe, resume=resume) as folder:
         peak = PeakMemory(place)
-        loaded = load(recipe.base, device=place)
+        loaded = load(recipe.base, device=place, base=recipe.base_type, dtype=_dtype(recipe))
+        config = recipe.training
         rows, held_out, counts = pack_data(
             recipe.data, recipe.validation, recipe.records, loaded, seq=config.seq, anyway=anyway
         )
-        attach(loaded.llama, recipe.lora, config.seed)
-        batches = [
-            collate(held_out[start : start + config.micro_batch])
-            for start in range(0, len(held_out), config.micro_batch)
-        ]
-        source = RecordSource(rows, config.batch, config.micro_batch, config.seed)
+        if isinstance(config.budget, EpochBudget):
+            config = replace(config, budget=config.budget.in_steps(len(rows), config.batch))
+        judge = _Judge(loaded, held_out, config.micro_batch, recipe.old)
+        before = judge.everything()
+        if recipe.lora is not None:
+            attach(loaded.llama, recipe.lora, config.seed)
         state = run_training(
-            folder,
-            loaded.llama,
-            config,
-            source,
-            lambda: HeldOut(nats=evaluate_windows(loaded.llama, batches).nats_per_token),
-            observers,
-            peak=peak,
-            data={"the records": rows_sha256(rows)},
+            folder, loaded.llama, config, RecordSource(rows, config.batch, config.micro_batch, config.seed),
+            lambda: HeldOut(nats=judge.new()), observers, peak=peak, data={"the records": rows_sha256(rows)},
             show=lambda state, is_stopped: write_unfinished_report(
                 folder, "adapt", state, config, _sections(folder, recipe, loaded, state), is_stopped=is_stopped
             ),
             tensorboard=tensorboard,
-        )
-        result = _result(state, counts, recipe, loaded, out / "adapter")
-        adapter = adapter_of(loaded.llama, base_sha256=weights_sha256(recipe.base))
-        save_adapter(adapter, out / "adapter", base=str(recipe.base.resolve()))
-        write_run_report(folder, "adapt", adapt_rows(result), _sections(folder, recipe, loaded, state))
+        )  # fmt: skip
+        step, nats = take_best(folder, loaded.llama, state) if recipe.keep == "best" else (state.done.steps, None)
+        after = (nats or judge.new(), judge.old())
+        result = _result(recipe, loaded, state, counts, Change(step=step, before=before, after=after), out)
+        _save(recipe, loaded, result, rows_sha256(rows))
+        sections = change_section("en", result.change), *_sections(folder, recipe, loaded, state)
+        write_run_report(folder, "adapt", adapt_rows(result), sections)
     return result
 
 
 def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
-    method = LoraTraining(rank=recipe.lora.rank, targets=recipe.lora.targets)
-    batch = min(recipe.training.batch, recipe.training.micro_batch)
-    settings = Settings(
-        method=method,
-        seq=recipe.training.seq,
-        batch=batch,
-        base="float32",
-        checkpointing=recipe.training.checkpoint_activations,
-    )
-    return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
+    return peak_memory(config, planned_settings(recipe), runtime_bytes=PROCESS_BYTES)
 
 
-def merge(adapter: str | Path, out: Path, *, base_model: str | Path | None = None, text: str = "") -> MergeResult:
-    """Fold an adapter into its base in float32, prove it on a text, save the merged model in `out`.
+class _Judge:
+    """Nats on the held-out records, and on a text of the kind that the base knows."""
 
-    Errors: UsageError: no base, or something else stands at `out`. CheckpointMismatch: another base. FormatError.
-    """
-    check_replaceable(out)
-    base = find_base(adapter) if base_model is None else find_model(base_model)
-    if out.resolve() == base.resolve():
-        raise UsageError(f"{out} is the base itself", "choose another --out: the adapter belongs to this base")
-    attached, merged = load(base, adapter=adapter), load(base, adapter=adapter)
-    merge_into_base(merged.llama)
-    proof = attached.tokenizer.encode(text if text else PROOF_TEXTS[0] + PROOF_TEXTS[1], bos=True)[:_PROOF_TOKENS]
-    agreement = compare_logits(attached.llama, merged.llama, torch.tensor([proof]))
-    save_folder(merged.llama, out, merged.tokenizer)
-    return MergeResult(
-        max_logit_difference=agreement.max_logit_difference,
-        largest_logit=agreement.largest_logit,
-        kl_nats=agreement.kl_nats,
-        model=str(out),
-    )
+    def __init__(self, loaded: LoadedModel, held_out: list[Row], micro_batch: int, old: Path | None) -> None:
+        starts = range(0, len(held_out), micro_batch)
+        self._loaded = loaded
+        self._batches = [collate(held_out[start : start + micro_batch]) for start in starts]
+        texts = [] if old is None else [document.text for document in read_documents([old]).documents]
+        self._texts, room = [], _OLD_CHARACTERS
+        for text in texts:
+            self._texts.append(text[:room])
+            room -= len(text)
+            if room <= 0:
+                break
+
+    def new(self) -> float:
+        """Per learned token of the held-out records."""
+        return evaluate_windows(self._loaded.llama, self._batches).nats_per_token
+
+    def old(self) -> float | None:
+        """Per token of the old kind of text, of its first 200,000 characters; None where none was named."""
+        if not self._texts:
+            return None
+        return evaluate_text(self._loaded.llama, self._loaded.tokenizer, *self._texts).nats_per_token
+
+    def everything(self) -> tuple[float, float | None]:
+        """New and old."""
+        return self.new(), self.old()
 
 
-def adapt_rows(result: AdaptResult, lang: str = "en") -> list[tuple[str, str]]:
-    """The result as lines for people."""
-    return [
-        *record_rows(lang, result.records),
-        (label(lang, "run.row.trainable"), f"{result.trainable_parameters:,}"),
-        (label(lang, "run.row.steps"), f"{result.steps:,}"),
-        (label(lang, "run.row.speed"), human_number(result.tokens_per_second)),
-        (label(lang, "run.row.loss"), f"{result.loss_first:.3f} → {result.loss_last:.3f}"),
-        (label(lang, "run.row.held_out"), f"{result.validation_nats:.3f}"),
-        peak_row(lang, result.peak_bytes, result.planned_peak_bytes),
-        (label(lang, "run.row.adapter"), result.adapter),
-    ]
+def _dtype(recipe: AdaptRecipe) -> torch.dtype | None:
+    """The products beside a rounded base are in the run's precision; otherwise the base's type says it."""
+    if recipe.base_type not in ("int8", "nf4"):
+        return None
+    return torch.bfloat16 if recipe.training.precision == "bfloat16" else torch.float32
+
+
+def _save(recipe: AdaptRecipe, loaded: LoadedModel, result: AdaptResult, data_sha256: str) -> None:
+    if result.model is not None:
+        save_folder(loaded.llama, Path(result.model), loaded.tokenizer)
+    if result.adapter is not None:
+        adapter = adapter_of(loaded.llama, base_sha256=weights_sha256(recipe.base), base_type=recipe.base_type)
+        card = adapter_card(recipe, result, data_sha256)
+        save_adapter(adapter, Path(result.adapter), base=str(recipe.base.resolve()), card=card)
 
 
 def _sections(folder: RunFolder, recipe: AdaptRecipe, loaded: LoadedModel, state: TrainState) -> tuple[Section, ...]:
@@ -255,11 +143,10 @@ def _sections(folder: RunFolder, recipe: AdaptRecipe, loaded: LoadedModel, state
 
 
 def _result(
-    state: TrainState, counts: RecordCounts, recipe: AdaptRecipe, loaded: LoadedModel, adapter: Path
+    recipe: AdaptRecipe, loaded: LoadedModel, state: TrainState, counts: RecordCounts, change: Change, out: Path
 ) -> AdaptResult:
     assert state.first_nats is not None
     assert state.last_nats is not None
-    assert state.validation_nats is not None
     return AdaptResult(
         trainable_parameters=sum(weight.numel() for weight in trainable(loaded.llama).values()),
         steps=state.done.steps,
@@ -267,9 +154,23 @@ def _result(
         tokens_per_second=state.done.tokens / state.done.seconds,
         loss_first=state.first_nats,
         loss_last=state.last_nats,
-        validation_nats=state.validation_nats,
+        validation_nats=change.after[0],
+        change=change,
+        relative_update=_relative_update(loaded) if recipe.lora is not None else None,
         peak_bytes=state.peak_bytes,
         planned_peak_bytes=planned_memory(recipe, loaded.config).total,
         records=counts,
-        adapter=str(adapter),
+        adapter=None if recipe.lora is None else str(out / "adapter"),
+        model=str(out / "model") if recipe.lora is None else None,
     )
+
+
+@torch.no_grad()
+def _relative_update(loaded: LoadedModel) -> float:
+    """|dW| / |W| over all that the adapter stands beside, Frobenius."""
+    update = whole = 0.0
+    for _, lora in named_loras(loaded.llama):
+        base = lora.base.weight.float() if isinstance(lora, LoraEmbedding) else dense_weight(lora.base)
+        update += float((lora.dense_weight() - base).square().sum())
+        whole += float(base.square().sum())
+    return float((update / whole) ** 0.5)

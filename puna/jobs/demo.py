@@ -19,7 +19,9 @@ from puna.errors import FormatError, UsageError
 from puna.evaluation.perplexity import Likelihood, evaluate_text
 from puna.evaluation.unigram import byte_unigram_bits_per_byte, token_unigram_bits_per_byte
 from puna.files import lock_folder, remove_folder, staged_folder, sweep_stale, write_text
-from puna.jobs.adapt import AdaptRecipe, AdaptResult, MergeResult, adapt, merge
+from puna.jobs.adapt import adapt
+from puna.jobs.adapt_recipe import AdaptRecipe
+from puna.jobs.adapt_report import AdaptResult
 from puna.jobs.compress import calibration_windows, compare
 from puna.jobs.demo_facts import DemoFacts, Sample, Scores, TextFacts
 from puna.jobs.demo_report import write_report
@@ -27,6 +29,7 @@ from puna.jobs.demo_result import Clock, DemoResult, summarise
 from puna.jobs.demo_text import DemoText, Parts, gather_text, split_text, tell_left_out
 from puna.jobs.doctor import choose_precision
 from puna.jobs.load import LoadedModel, load
+from puna.jobs.merging import MergeResult, merge
 from puna.jobs.recipe import dump_recipe, fill, read_recipe
 from puna.jobs.run_folder import RunFolder, refuse_foreign
 from puna.jobs.train import TrainResult, train
@@ -125,7 +128,7 @@ def _use(
         scores = _scores(before[0], shards, parts.old, judged[0], base.tokenizer)
     with clock.step("adapt"):
         adapted, merged = _adapt(recipe, out, parts, train_recipe, observers)
-        attached = load(trained.model, adapter=adapted.adapter)
+        attached = load(trained.model, adapter=out / "adapt" / "adapter")
         after = [evaluate_text(attached.llama, attached.tokenizer, *texts) for texts in judged]
     with clock.step("compress"):
         windows = calibration_windows(base.tokenizer, _texts(parts.old, 1 << 20), train_recipe.training.seq)

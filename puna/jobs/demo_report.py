@@ -315,7 +315,7 @@ def _samples(facts: DemoFacts) -> Section:
 
 
 def _next(facts: DemoFacts) -> Section:
-    model, adapter = shlex.quote(facts.train.model), shlex.quote(facts.adapt.adapter)
+    model, adapter = shlex.quote(facts.train.model), shlex.quote(str(facts.adapt.adapter))
     prompt = shlex.quote(facts.samples[0].prompt.strip().split("\n")[0][:40])
     text = f" --text {shlex.quote(facts.text.folder)}" if facts.text.folder else ""
     commands = {

@@ -2,16 +2,17 @@
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from puna.adaptation.targets import attach_adapter
+from puna.adaptation.targets import attach_adapter, detach, put_back
 from puna.arch.config import ModelConfig
 from puna.arch.presets import PRESETS
-from puna.errors import CheckpointMismatch, UsageError, unknown_name
+from puna.errors import CheckpointMismatch, PunaError, UsageError, unknown_name
 from puna.generation.decode import Completion, generate
 from puna.generation.sampling import Sampler, SamplingSettings
 from puna.model.linears.adapter import Adapter
@@ -42,11 +43,14 @@ _QUANTIZE: dict[Base, Callable[[Tensor], LinearKind] | None] = {
 class LoadedModel(nn.Module):
     """A Llama with its tokenizer; `notices` says what was ignored or could not be checked while loading."""
 
-    def __init__(self, llama: Llama, tokenizer: Tokenizer | None, notices: Sequence[str] = ()) -> None:
+    def __init__(
+        self, llama: Llama, tokenizer: Tokenizer | None, header: CheckpointHeader, notices: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.llama = llama
         self.notices = tuple(notices)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._header = tokenizer, header
+        self._base_sha256 = cache(lambda: weights_sha256(header))
 
     @property
     def config(self) -> ModelConfig:
@@ -75,6 +79,23 @@ class LoadedModel(nn.Module):
     def forward(self, ids_BT: Tensor) -> Tensor:
         """logits_BTV in float32."""
         return self.llama(ids_BT)
+
+    def use_adapter(self, path: str | Path | None) -> None:
+        """Put another adapter beside the base, or none, without reading the base again; the weights stay frozen.
+
+        Raises: CheckpointMismatch: an adapter of another base. FormatError. What stood there is then back.
+        """
+        adapter = None if path is None else load_adapter_for(self._header, Path(path), self._base_sha256)
+        before = detach(self.llama)
+        if adapter is None:
+            return
+        try:
+            attach_adapter(self.llama, adapter)
+        except PunaError:
+            put_back(self.llama, before)
+            raise
+        if adapter.base_sha256 is None:
+            self.notices += (f"{path}: does not say which weights it was trained on",)
 
     def generate(
         self,
@@ -123,9 +144,10 @@ def load(
             f"{path}: the model's settings end at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}"
         )
     llama = load_llama(header, device, _dtype(header, base, dtype), None if base is None else _QUANTIZE[base])
+    model = LoadedModel(llama, tokenizer, header, notices)
     if adapter is not None:
-        notices += _attach(llama, header, Path(adapter))
-    return LoadedModel(llama, tokenizer, notices)
+        model.use_adapter(adapter)
+    return model
 
 
 def _dtype(header: CheckpointHeader, base: Base | None, asked: torch.dtype | None) -> torch.dtype:
@@ -174,22 +196,18 @@ def is_adapter(path: Path) -> bool:
     return not holds_model and any((path / part / ADAPTER_CONFIG).is_file() for part in ("", "adapter"))
 
 
-def load_adapter_for(base: CheckpointHeader, path: Path) -> Adapter:
-    """Read an adapter of a base. Raises: CheckpointMismatch: it says that it was trained on other weights."""
+def load_adapter_for(base: CheckpointHeader, path: Path, sha256: Callable[[], str] | None = None) -> Adapter:
+    """Read an adapter of a base. Raises: CheckpointMismatch: it says that it was trained on other weights.
+
+    Args: sha256: gives the hash of the base's weights; None: it is formed anew.
+    """
     adapter = load_adapter(path)
-    if adapter.base_sha256 is not None and adapter.base_sha256 != weights_sha256(base):
+    if adapter.base_sha256 is not None and adapter.base_sha256 != (sha256() if sha256 else weights_sha256(base)):
         raise CheckpointMismatch(
             f"{path}: trained on other weights than those of {base.path}",
             "name the base that the adapter was trained on",
         )
     return adapter
-
-
-def _attach(llama: Llama, base: CheckpointHeader, path: Path) -> list[str]:
-    """Attach an adapter after comparing the base that it was trained on; what could not be compared is said."""
-    adapter = load_adapter_for(base, path)
-    attach_adapter(llama, adapter)
-    return [] if adapter.base_sha256 else [f"{path}: does not say which weights it was trained on"]
 
 
 def _nothing_there(name: str, path: Path) -> UsageError:

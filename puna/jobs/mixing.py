@@ -12,7 +12,7 @@ from typing import Literal
 
 from puna.errors import UsageError
 from puna.text.mixture import Mixture, cap_epochs, epochs, exponent_weights, integer_weights, unimax_weights
-from puna.training.config import StepBudget, TimeBudget, TrainingConfig
+from puna.training.config import TrainingConfig
 from puna.training.rows import Rows
 
 __all__ = ["MANY_EPOCHS", "Mixing", "MixtureRule", "SourceShare", "mix"]
@@ -157,10 +157,4 @@ def _served(shares: Sequence[float], rows: Sequence[Rows]) -> list[float]:
 
 def _tokens(config: TrainingConfig, filled: float) -> float | None:
     """Tokens that a run learns; None where the clock decides. Args: filled: the share of its inputs that hold a token."""
-    match config.budget:
-        case StepBudget(steps=steps):
-            return steps * config.batch * config.seq * filled
-        case TimeBudget():
-            return None
-        case budget:
-            return float(budget.tokens)
+    return config.budget.in_tokens(config.batch * config.seq * filled)

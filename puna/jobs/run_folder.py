@@ -24,8 +24,10 @@ from puna.training.checkpoint import (
     TrainState,
     latest_checkpoint,
     load_checkpoint,
+    load_weights,
     prune_checkpoints,
     save_checkpoint,
+    step_folder,
 )
 from puna.training.config import TrainingConfig
 from puna.training.events import (
@@ -39,10 +41,10 @@ from puna.training.events import (
     ValidationEvent,
     tell,
 )
-from puna.training.loop import LoopHooks, run_loop
+from puna.training.loop import LoopHooks, is_finished, run_loop
 from puna.training.optimizer import build_optimizer
 
-__all__ = ["RunFolder", "check_replaceable", "open_run", "refuse_foreign", "run_training"]
+__all__ = ["RunFolder", "check_replaceable", "open_run", "refuse_foreign", "run_training", "take_best"]
 
 _SAVES_MAY_FAIL = 2
 _EVENTS = {
@@ -172,6 +174,15 @@ def run_training(
     return replace(state, peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
 
 
+def take_best(folder: RunFolder, model: Llama, state: TrainState) -> tuple[int, float]:
+    """Put the weights of the best step that was saved into the model. Returns: that step, and its held-out nats."""
+    assert state.best_step is not None
+    assert state.best_validation_nats is not None
+    if state.best_step != state.done.steps:
+        load_weights(step_folder(folder.checkpoints, state.best_step), model)
+    return state.best_step, state.best_validation_nats
+
+
 def _last_saved(
     folder: Path, model: Llama, optimizer: Optimizer, record: Mapping[str, Any], notices: list[str], every: int = 1
 ) -> TrainState | None:
@@ -208,7 +219,7 @@ class _Saves:
 
     def __call__(self, state: TrainState) -> None:
         """Save a state. Errors: DiskFull the third time in a row, or where no further save would come."""
-        is_done, log, peak = self.config.budget.progress(state.done) >= 1, self.log, self.peak
+        is_done, log, peak = is_finished(state, self.config), self.log, self.peak
         try:
             state = replace(state, metrics_bytes=log.sync(), peak_bytes=max(state.peak_bytes, peak.growth_bytes()))
             save_checkpoint(self.folder, self.model, self.optimizer, state, self.record)

@@ -14,7 +14,7 @@ from puna.jobs.mixing import MixtureRule
 from puna.jobs.recipe import apply_settings, fill, read_recipe, section
 from puna.jobs.run_folder import RunFolder
 from puna.tokens.shards import open_shards
-from puna.training.config import TrainingConfig
+from puna.training.config import EpochBudget, TrainingConfig
 from puna.weights.headers import read_config
 
 __all__ = [
@@ -58,6 +58,11 @@ class TrainRecipe:
                 raise UsageError(
                     f"data: {path} stands there twice", "name it once, with a weight if it is to count more"
                 )
+        if isinstance(self.training.budget, EpochBudget):
+            raise UsageError(
+                "training.budget: expected steps, tokens or seconds, got epochs",
+                "--tokens says how much is read; a dry run says how many epochs of each source that is",
+            )
         if self.training.lora_b_ratio != 1:
             raise UsageError(
                 f"training.lora_b_ratio: expected none without an adapter, got {self.training.lora_b_ratio}",
@@ -129,17 +134,18 @@ def training_flags(
     steps: int | None = None,
     tokens: int | None = None,
     seconds: float | None = None,
+    epochs: float | None = None,
     precision: str = "auto",
     **given: Any,
 ) -> dict[str, Any]:
     """The [training] table of the flags that were given; None and `auto` were not.
 
-    Errors: UsageError for more than one budget (steps, tokens or seconds).
+    Errors: UsageError for more than one budget (steps, tokens, epochs or seconds).
     """
-    budgets = {"steps": steps, "tokens": tokens, "seconds": seconds}
+    budgets = {"steps": steps, "tokens": tokens, "epochs": epochs, "seconds": seconds}
     named = [name for name, value in budgets.items() if value is not None]
     if len(named) > 1:
-        raise UsageError(f"expected one budget, got --{' and --'.join(named)}", "give steps, tokens or seconds")
+        raise UsageError(f"expected one budget, got --{' and --'.join(named)}", f"give one of --{', --'.join(budgets)}")
     table = {name: value for name, value in given.items() if value is not None}
     for name in named:
         table["budget"] = {"kind": name, name: budgets[name]}

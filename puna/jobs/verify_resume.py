@@ -28,7 +28,6 @@ from puna.jobs.recipe import dump_recipe, fill, read_recipe
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.train import dry_run, train
 from puna.jobs.train_recipe import TrainRecipe
-from puna.training.config import StepBudget, TimeBudget
 from puna.training.events import StepEvent
 
 __all__ = ["ResumeProof", "verify_resume"]
@@ -91,16 +90,14 @@ def verify_resume(
 
 
 def _budget_steps(recipe: TrainRecipe) -> int:
-    match recipe.training.budget:
-        case TimeBudget():
-            raise UsageError(
-                "--verify-resume: expected a budget in steps or tokens, got seconds",
-                "the learning rate follows the clock then, and no two runs are alike",
-            )
-        case StepBudget(steps=steps):
-            found = steps
-        case budget:
-            found = math.ceil(budget.tokens / (recipe.training.batch * recipe.training.seq))
+    step_tokens = recipe.training.batch * recipe.training.seq
+    tokens = recipe.training.budget.in_tokens(step_tokens)
+    if tokens is None:
+        raise UsageError(
+            f"--verify-resume: expected a budget in steps or tokens, got {recipe.training.budget.kind}",
+            "the learning rate follows the clock then, and no two runs are alike",
+        )
+    found = math.ceil(tokens / step_tokens)
     if found < _FEWEST:
         raise UsageError(f"--verify-resume: expected a budget of {_FEWEST} steps or more, got {found}", "raise --steps")
     return found

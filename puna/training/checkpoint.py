@@ -26,9 +26,11 @@ __all__ = [
     "TrainState",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_weights",
     "machine_record",
     "prune_checkpoints",
     "save_checkpoint",
+    "step_folder",
 ]
 
 _NAME = re.compile(r"step_(\d{6,})")
@@ -132,6 +134,19 @@ def load_checkpoint(
     torch.set_rng_state(tensors["random.cpu"])
     counters = read_json(path / "state.json")
     return TrainState(**{**counters, "done": Done(**counters["done"])})
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put a checkpoint's trained parameters into the model, and nothing else. Errors: CheckpointMismatch, FormatError."""
+    verify_folder(path)
+    tensors = load_file(path / "state.safetensors")
+    for name, weight in trainable(model).items():
+        weight.data.copy_(tensors[f"weight.{name}"])
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where a step's checkpoint is."""
+    return folder / _name(step)
 
 
 def prune_checkpoints(folder: Path, keep: int, best_step: int | None = None, every: int = 1) -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "ConstantSchedule",
     "CosineSchedule",
     "Done",
+    "EpochBudget",
     "Packing",
     "Precision",
     "Schedule",
@@ -48,6 +49,10 @@ class StepBudget:
         """Share of the budget that is used, 0 to 1."""
         return done.steps / self.steps
 
+    def in_tokens(self, step_tokens: float) -> float:
+        """The same in tokens learned. Args: step_tokens: those of one step."""
+        return self.steps * step_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBudget:
@@ -62,6 +67,10 @@ class TokenBudget:
     def progress(self, done: Done) -> float:
         """Share of the budget that is used, 0 to 1."""
         return done.tokens / self.tokens
+
+    def in_tokens(self, step_tokens: float) -> float:  # noqa: ARG002 - the others read it
+        """The same in tokens learned."""
+        return float(self.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +87,33 @@ class TimeBudget:
         """Share of the budget that is used, 0 to 1."""
         return done.seconds / self.seconds
 
+    def in_tokens(self, step_tokens: float) -> None:
+        """Not known: the clock decides."""
 
-Budget = StepBudget | TokenBudget | TimeBudget
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochBudget:
+    """Read every row so many times; a run turns it into steps as soon as it knows its rows."""
+
+    kind: Literal["epochs"] = "epochs"
+    epochs: float
+
+    def __post_init__(self) -> None:
+        _positive("epochs", self.epochs)
+
+    def in_steps(self, rows: int, batch: int) -> StepBudget:
+        """The same for so many rows, a last step being filled up from the next epoch."""
+        return StepBudget(steps=math.ceil(self.epochs * rows / batch))
+
+    def in_tokens(self, step_tokens: float) -> None:
+        """Not known before the rows are."""
+
+    def progress(self, done: Done) -> float:
+        """Never asked: epochs are steps by then."""
+        raise AssertionError(f"{self} was not turned into steps after {done}")
+
+
+Budget = StepBudget | TokenBudget | TimeBudget | EpochBudget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +172,7 @@ class TrainingConfig:
 
     optimizer: muon updates the blocks' matrices by Muon at AdamW's own size of update, everything else by AdamW.
     packing: rows are plain windows of the text, or whole documents that see and predict nothing of each other.
+    patience: stop after so many checkpoints in a row that are no better on held-out text; 0: never.
     on_bad_step: what becomes of a loss or gradient that is NaN or infinite, besides that it never lands.
     lora_b_ratio: the learning rate of an adapter's B over that of everything else (LoRA+, about 16 there).
     checkpoint_activations: keep each block's input alone and form the rest again on the way back.
@@ -164,6 +199,7 @@ class TrainingConfig:
     validate_every: int = 100
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
+    patience: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -183,6 +219,8 @@ class TrainingConfig:
                 f"training.final_learning_rate: expected a share from 0 to 1, got {self.final_learning_rate}",
                 "0.05 ends at a twentieth of learning_rate",
             )
+        if self.patience < 0:
+            raise UsageError(f"training.patience: expected 0 or more, got {self.patience}", "0 never stops early")
         if not self.weight_decay >= 0:
             raise UsageError(f"training.weight_decay: expected 0 or more, got {self.weight_decay}", "0.1 is usual")
         if not 0 <= self.seed < 1 << 63:

@@ -19,7 +19,7 @@ from puna.training.faults import after_good_step, after_overflow, is_overflow, p
 from puna.training.schedule import learning_rate
 from puna.training.step import StepOutcome, train_step
 
-__all__ = ["LoopHooks", "run_loop"]
+__all__ = ["LoopHooks", "is_finished", "run_loop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ def run_loop(
 
     Errors: NonFiniteLoss, as `training.on_bad_step` says; the last checkpoint stands.
     """
-    step_seconds, is_saved, finished = 0.0, True, config.budget.progress(state.done) >= 1
+    step_seconds, is_saved, finished = 0.0, True, is_finished(state, config)
     while not (finished or hooks.should_stop()):
         started = time.monotonic()
         rate = learning_rate(config, config.budget.progress(_expected(state.done, config, step_seconds)))
@@ -79,6 +79,7 @@ def run_loop(
             state = _validate(state, hooks, observers)
         if is_saved:
             state = replace(_rank(state), bad_since_save=0)
+            finished = is_finished(state, config)
             hooks.save(state)
         elif hooks.should_save():
             is_saved = True
@@ -86,6 +87,13 @@ def run_loop(
     if not (finished or is_saved):
         hooks.save(state)
     return state
+
+
+def is_finished(state: TrainState, config: TrainingConfig) -> bool:
+    """Whether the budget is used, or too many checkpoints in a row were no better than the best one."""
+    waited = state.done.steps - (state.best_step or state.done.steps)
+    is_out_of_patience = config.patience > 0 and waited >= config.patience * config.checkpoint_every
+    return config.budget.progress(state.done) >= 1 or is_out_of_patience
 
 
 def _expected(done: Done, config: TrainingConfig, step_seconds: float) -> Done:

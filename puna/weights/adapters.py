@@ -5,7 +5,8 @@
     base_model.model.model.embed_tokens.lora_embedding_A (R, V), .lora_embedding_B (d, R)
 
 Only options that change nothing, or that we compute, are accepted; every other active one is refused by name. The hash of
-the base's weights travels in the tensors' metadata (`puna.base_sha256`). Format: docs/formats.md 5.
+the base's weights and what they were rounded to travel in the tensors' metadata (`puna.base_sha256`, `puna.base_type`).
+Format: docs/formats.md 5.
 """
 
 import re
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from puna.arch.modules import ADAPTABLE, EMBEDDING, HEAD, LINEARS, linear_path
 from puna.errors import FormatError, UsageError
-from puna.files import MANIFEST, staged_folder, verify_folder, write_json
+from puna.files import MANIFEST, staged_folder, verify_folder, write_json, write_text
 from puna.model.linears.adapter import Adapter, LoraOverride, LoraSettings, Start
 from puna.weights.checkpoint import file_inside
 from puna.weights.names import from_hf, to_hf
@@ -30,7 +31,8 @@ __all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "find_adapter", "load_adapter", 
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_BASE_HASH = "puna.base_sha256"
+CARD = "README.md"
+_BASE_HASH, _BASE_TYPE = "puna.base_sha256", "puna.base_type"
 _PREFIX = "base_model.model."
 _LAYER = re.compile(r"layers\.(\d{1,6})\.(?:self_attn|mlp)\.(\w+)")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+")
@@ -70,8 +72,11 @@ class _Place:
         return f"{_PREFIX}{to_hf(self.path + suffix)}"
 
 
-def save_adapter(adapter: Adapter, folder: Path, base: str) -> None:
-    """Write a sealed PEFT folder. Args: base: where the base model is, as a path; PEFT's base_model_name_or_path."""
+def save_adapter(adapter: Adapter, folder: Path, base: str, card: str = "") -> None:
+    """Write a sealed PEFT folder.
+
+    Args: base: where the base model is, as a path; PEFT's base_model_name_or_path. card: Markdown about it, if there is any.
+    """
     settings = adapter.settings
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -99,10 +104,13 @@ def save_adapter(adapter: Adapter, folder: Path, base: str) -> None:
     }
     tensors |= {_Place(path, "magnitude").name: tensor for path, tensor in adapter.magnitudes.items()}
     tensors |= {_Place(path, "copy").name: tensor for path, tensor in adapter.copies.items()}
-    metadata = ("format", "pt") if adapter.base_sha256 is None else (_BASE_HASH, adapter.base_sha256)
+    known = {_BASE_HASH: adapter.base_sha256, _BASE_TYPE: adapter.base_type}
+    metadata = {"format": "pt"} | {key: value for key, value in known.items() if value is not None}
     with staged_folder(folder) as staged:
         write_tensors(staged / ADAPTER_WEIGHTS, tensors, metadata)
         write_json(staged / ADAPTER_CONFIG, config)
+        if card:
+            write_text(staged / CARD, card)
 
 
 def load_adapter(path: Path) -> Adapter:
@@ -131,6 +139,7 @@ def load_adapter(path: Path) -> Adapter:
         magnitudes=parts("magnitude"),
         copies=parts("copy"),
         base_sha256=metadata.get(_BASE_HASH),
+        base_type=metadata.get(_BASE_TYPE),
     )
 
 

@@ -9,6 +9,7 @@ import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ __all__ = [
     "write_safetensors",
     "write_tensors",
 ]
+
+_PT = MappingProxyType({"format": "pt"})
 
 TensorSpec = tuple[str, str, tuple[int, ...]]  # name, type as a header has it, shape
 
@@ -97,20 +100,20 @@ def refuse_non_finite(path: Path, name: str, tensor: Tensor) -> None:
         raise FormatError(path, name, f"finite numbers in {tensor.dtype}", "NaN or infinity")
 
 
-def write_tensors(staged: Path, tensors: Mapping[str, Tensor], metadata: tuple[str, str] = ("format", "pt")) -> None:
-    """Write a safetensors file in a staged place. Args: metadata: one key and its text."""
+def write_tensors(staged: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = _PT) -> None:
+    """Write a safetensors file in a staged place."""
     specs = sorted_specs(spec_of(name, tensor) for name, tensor in tensors.items())
     write_safetensors(staged, specs, (tensors[name] for name, _, _ in specs), metadata)
 
 
 def write_safetensors(
-    staged: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tensor], metadata: tuple[str, str] = ("format", "pt")
+    staged: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tensor], metadata: Mapping[str, str] = _PT
 ) -> None:
     """Write a safetensors file as its tensors arrive, so that memory holds one of them.
 
     Args: specs: of all tensors, in the order of `sorted_specs`. tensors: in that order, of these types and shapes.
     """
-    header: dict[str, object] = {"__metadata__": dict([metadata])}
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
     position = 0
     for name, dtype, shape in specs:
         end = position + spec_bytes((name, dtype, shape))

@@ -77,10 +77,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(words: tuple[str, ...], of
 @pytest.mark.parametrize(
     ("words", "refused"),
     [
-        ("adapt m d --out o --method dora", "--method"),
-        ("adapt m d --out o --base nf4", "--base"),
-        ("adapt m d --out o --full", "--full"),
         ("adapt m d --out o --method dpo", "--method"),
+        ("adapt m d --out o --base nf5", "--base"),
         ("generate m --prompt p --chat", "--chat"),
         ("compress m o --frontier", "--frontier"),
         ("compress m o --embedding-rank 4", "--embedding-rank"),

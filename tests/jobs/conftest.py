@@ -186,3 +186,11 @@ def tiny_recipe(world: SimpleNamespace, steps: int, **training: Any) -> TrainRec
     table = {"seq": 32, "batch": 4, "micro_batch": 4, "precision": "float32", "validate_every": 4, **training}
     budget = {"kind": "steps", "steps": steps}
     return train_recipe(model="tiny", data=[DataSource(path=world.shards)], training={"budget": budget, **table})
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("records") / "pairs.jsonl"
+    pairs = [{"prompt": f"who walks {number}? ", "completion": "the llama walks again."} for number in range(40)]
+    path.write_text("\n".join(map(json.dumps, pairs)))
+    return path

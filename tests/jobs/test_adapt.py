@@ -1,6 +1,5 @@
 """Fine-tuning: records to a PEFT folder, and back into the base."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,11 @@ from transformers import AutoModelForCausalLM
 from puna.adaptation.targets import named_loras
 from puna.errors import BadData, CheckpointMismatch, UsageError
 from puna.files import sha256_file
-from puna.jobs.adapt import AdaptRecipe, adapt, adapt_recipe, adapt_rows, merge, resumed_recipe
+from puna.jobs.adapt import adapt
+from puna.jobs.adapt_recipe import AdaptRecipe, adapt_recipe, resumed_recipe
+from puna.jobs.adapt_report import adapt_rows
 from puna.jobs.load import load
+from puna.jobs.merging import merge
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.train import train
 from puna.jobs.train_recipe import training_flags
@@ -27,14 +29,6 @@ TRAINING = {"precision": "float32", "seq": 32, "batch": 4, "micro_batch": 2, "le
 def recipe_for(world, data: list[Path], steps: int = 6, **given: Any) -> AdaptRecipe:
     training = {"budget": {"kind": "steps", "steps": steps}, **TRAINING}
     return adapt_recipe(model=str(world.run), data=data, training=training, **given)
-
-
-@pytest.fixture(scope="session")
-def records(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("records") / "pairs.jsonl"
-    pairs = [{"prompt": f"who walks {number}? ", "completion": "the llama walks again."} for number in range(40)]
-    path.write_text("\n".join(map(json.dumps, pairs)))
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,10 @@ import pytest
 
 from puna.adaptation.records import RecordSettings
 from puna.errors import BadData, UsageError
-from puna.jobs.adapt import adapt, adapt_recipe, adapt_rows
+from puna.jobs.adapt import adapt
 from puna.jobs.adapt_data import pack_data, preview, record_flags, record_rows
+from puna.jobs.adapt_recipe import adapt_recipe
+from puna.jobs.adapt_report import adapt_rows
 from puna.jobs.load import LoadedModel, load
 from puna.jobs.run_folder import RunFolder
 

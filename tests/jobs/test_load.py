@@ -7,7 +7,7 @@ import torch
 
 import puna
 from puna.adaptation.targets import adapter_of, attach, named_loras
-from puna.errors import CheckpointMismatch, FormatError, UsageError
+from puna.errors import CheckpointMismatch, FormatError, PunaError, UsageError
 from puna.evaluation.perplexity import evaluate_text
 from puna.jobs.load import find_base, find_model, load
 from puna.model.linears.adapter import LoraSettings
@@ -158,3 +158,28 @@ def test_the_real_adapter_gives_the_reference_likelihood(shared_data):
     likelihood = evaluate_text(loaded.llama, loaded.tokenizer, text, window=256)
     whole = likelihood.window_nats[: expected["tokens"] // 256]  # the reference leaves the last, shorter window out
     assert sum(whole) / expected["tokens"] == pytest.approx(expected["nats_per_token"], rel=1e-6)
+
+
+def test_adapters_are_switched_beside_one_base(run, tmp_path):
+    for number in (1, 2):
+        base = load(run).llama
+        attach(base, LoraSettings(rank=number, alpha=4.0, targets=("q_proj", "lm_head")), seed=number)
+        with torch.no_grad():
+            for _, lora in named_loras(base):
+                lora.B.fill_(0.1 * number)
+        sha256 = weights_sha256(run / "model")
+        save_adapter(adapter_of(base, sha256), tmp_path / str(number), base=str(run))
+    save_adapter(adapter_of(base, "00" * 32), tmp_path / "other", base=str(run))
+    model, ids = load(run), IDS
+    with torch.no_grad():
+        plain = model(ids)
+        expected = {number: load(run, adapter=tmp_path / str(number))(ids) for number in (1, 2)}
+        for number in (1, 2, 1):
+            model.use_adapter(tmp_path / str(number))
+            assert torch.equal(model(ids), expected[number])
+        for wrong in ("other", "none"):
+            with pytest.raises(PunaError):
+                model.use_adapter(tmp_path / wrong)
+            assert torch.equal(model(ids), expected[1])
+        model.use_adapter(None)
+        assert torch.equal(model(ids), plain)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from puna.arch.presets import PRESETS, find_preset
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling
 from puna.errors import UsageError
-from puna.jobs.adapt import AdaptRecipe
+from puna.jobs.adapt_recipe import AdaptRecipe
 from puna.jobs.compress import CompressRecipe
 from puna.jobs.recipe import apply_settings, dump_recipe, fill, read_recipe, section
 from puna.jobs.train_recipe import DataSource, TrainRecipe
@@ -100,7 +100,7 @@ def test_every_preset_comes_back() -> None:
         ({"learning_rate": "1e-3"}, "training.learning_rate: expected finite number, got '1e-3'"),
         ({"precision": "float64"}, "unknown value of training.precision 'float64'"),
         ({"precision": ["float32"]}, "unknown value of training.precision"),
-        ({"budget": 5}, "training.budget: expected a table with kind = steps or tokens or seconds, got 5"),
+        ({"budget": 5}, "training.budget: expected a table with kind = steps or tokens or seconds or epochs, got 5"),
         ({"budget": {"kind": "step", "steps": 1}}, "unknown training.budget.kind 'step'"),
         ({"budget": {"kind": ["steps"]}}, "unknown training.budget.kind"),
         ({"budget": {"kind": "steps"}}, "training.budget.steps: missing"),

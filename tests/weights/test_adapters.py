@@ -95,7 +95,7 @@ def test_save_then_load_is_the_same_adapter(tiny, tmp_path, settings):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
-@pytest.mark.filterwarnings("error:Found missing adapter keys", "ignore:Model with `tie_word_embeddings")
+@pytest.mark.filterwarnings("error:Found missing adapter keys", "ignore:Model has `tie_word_embeddings")
 def test_peft_loads_our_adapter_with_equal_logits(build_llama, tmp_path, settings, tied):
     model = build_llama(tied_embeddings=tied)
     save_folder(model, tmp_path / "base")
@@ -130,7 +130,7 @@ def test_peft_loads_our_adapter_with_equal_logits(build_llama, tmp_path, setting
     ],
     ids=lambda options: ", ".join(f"{key}={value}" for key, value in options.items()),
 )
-@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`", "ignore:Model with `tie_word_embeddings")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`", "ignore:Model has `tie_word_embeddings")
 def test_we_load_pefts_adapter_with_equal_logits(build_llama, tmp_path, options, tied):
     model = build_llama(tied_embeddings=tied)
     save_folder(model, tmp_path / "base")

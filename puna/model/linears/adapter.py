@@ -93,6 +93,7 @@ class Adapter:
     """Settings and tensors by the path of their module: (A_Ri, B_oR), and with magnitudes m_o.
 
     For the embedding d_in is the vocabulary and d_out the width. copies: base weights that a PEFT file repeats.
+    base_sha256, base_type: the weights it learned beside, and what they were rounded to; None: not known.
     """
 
     settings: LoraSettings
@@ -100,6 +101,7 @@ class Adapter:
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
     copies: dict[str, Tensor] = field(default_factory=dict)
     base_sha256: str | None = None
+    base_type: str | None = None
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compare with a model's weights. Args: shapes: by path of the module. Errors: CheckpointMismatch naming a path."""
