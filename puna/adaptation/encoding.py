@@ -111,12 +111,12 @@ def _encode_chat(
     record: Record, tokenizer: Tokenizer, settings: RecordSettings
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | str:
     try:
-        chat = encode_chat(tokenizer, record.messages, add_generation_prompt=False)
+        chat = encode_chat(tokenizer, record.messages, add_generation_prompt=False, date_string=settings.date_string)
         keep = None if chat.keep is None else np.array(chat.keep, dtype=bool)
         if settings.loss == "all":
             keep = np.ones(len(chat.ids), dtype=bool)
         elif settings.loss == "completion":
-            keep = _after_prompt(record, tokenizer, chat.ids) if keep is None else _last_run(keep)
+            keep = _after_prompt(record, tokenizer, settings, chat.ids) if keep is None else _last_run(keep)
     except BadData:
         return "refused by the chat template"
     if keep is None:
@@ -134,12 +134,16 @@ def _last_run(keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return keep & (np.arange(len(keep)) >= first)
 
 
-def _after_prompt(record: Record, tokenizer: Tokenizer, ids: list[int]) -> NDArray[np.bool_] | None:
+def _after_prompt(
+    record: Record, tokenizer: Tokenizer, settings: RecordSettings, ids: list[int]
+) -> NDArray[np.bool_] | None:
     """Where a template gives no mask, as one that drops earlier reasoning: what a last answer adds to its prompt's ids."""
     if record.messages[-1].role != "assistant" or len(record.messages) == 1:
         return None
     try:
-        prompt = encode_chat(tokenizer, record.messages[:-1], add_generation_prompt=True).ids
+        prompt = encode_chat(
+            tokenizer, record.messages[:-1], add_generation_prompt=True, date_string=settings.date_string
+        ).ids
     except FormatError:  # the template takes no such conversation
         return None
     return np.arange(len(ids)) >= len(prompt) if ids[: len(prompt)] == prompt else None

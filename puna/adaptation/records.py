@@ -41,12 +41,15 @@ class RecordSettings:
                 chat: whether prompts go through the chat template; None: messages always, instructions and questions
                 where the model brings one, pairs never. Texts never do.
                 template: the model's own, or the built-in one for a model that brings none.
+                date_string: the day that a template writes which asks for one, so that the same records give the same ids
+                tomorrow; the default is that of Llama 3.1's own template.
                 prompt, completion: names of the two fields of a line, where they are none of the known.
     """
 
     loss: Literal["completion", "assistant", "all"] = "completion"
     chat: bool | None = None
     template: Literal["model", "builtin"] = "model"
+    date_string: str = "26 Jul 2024"
     prompt: str | None = None
     completion: str | None = None
 

@@ -1,5 +1,6 @@
 """Which ids are learned: the answer and its end, by the template or as plain text."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,3 +122,13 @@ def test_whatever_is_learned_is_learned_by_a_wider_loss_too(contents: list[str])
     assert np.array_equal(narrow.ids, wide.ids)
     assert not (narrow.learn & ~middle.learn).any()
     assert not (middle.learn & ~wide.learn).any()
+
+
+def test_a_template_that_asks_for_the_day_gives_the_same_ids_every_day(shared_data: Path) -> None:
+    tokenizer = learn_tokenizer(["the llama walks over the puna. " * 20], 280)
+    tokenizer.chat_template = (shared_data / "templates" / "meta-llama-Llama-3.2-3B-Instruct.jinja").read_text("utf-8")
+    talk = record("messages", *TALK)
+    assert "Today Date: 26 Jul 2024\n" in tokenizer.decode(encode(talk, tokenizer).ids.tolist())
+    later = encode(talk, tokenizer, date_string="3 Feb 2031")
+    assert "Today Date: 3 Feb 2031\n" in tokenizer.decode(later.ids.tolist())
+    assert learned(tokenizer, later) == "Over the puna.<|eot_id|>"
