@@ -126,7 +126,7 @@ def load(
 
     Args:   adapter: a run folder or a PEFT folder to attach; everything else is frozen then.
             base: how the blocks' Linears are held. int8 and nf4 round each as it is read, whatever kind it was stored as:
-            the dense model never stands in memory. None: in `dtype`, and what is stored in int8 or as factors stays so.
+            the dense model never stands in memory. Else what is stored in int8 or as factors stays so. None: in `dtype`.
             dtype: of all other weights, and of the products; None: that of a dense base, else float32; beside int8 and
             nf4 bfloat16 where the file's embedding has at most 16 bits a number, which is what `puna plan` counts, else
             float32. meta: what a Meta folder does not say itself.

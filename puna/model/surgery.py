@@ -1,4 +1,4 @@
-"""Select Linears by path and replace them: the one way in which LoRA, low rank and int8 enter a model."""
+"""Select Linears by path and replace them: the one way in which LoRA, low rank, int8 and NF4 enter a model."""
 
 from collections.abc import Callable, Iterator
 

@@ -19,6 +19,7 @@ from puna.compression.rounding import quantize_int8
 from puna.errors import FormatError, UsageError
 from puna.jobs.convert import convert
 from puna.jobs.load import load
+from puna.model.batch import Batch
 from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import dense_weight
@@ -27,6 +28,9 @@ from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears, replace_linear, replace_linears
 from puna.planning.memory import weight_bytes
+from puna.planning.settings import Base
+from puna.training.config import Precision
+from puna.training.step import train_step
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder
 from puna.weights.meta import MetaSettings
@@ -139,6 +143,33 @@ def test_an_adapter_stands_beside_the_base_and_merges_into_what_the_base_stands_
         assert torch.equal(linear.weight, expected[path].to(attached.norm.weight.dtype)), path
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("base", ["float32", "bfloat16", "int8", "nf4"])
+def test_an_adapter_trains_in_float32_beside_every_base_and_the_base_stays(
+    folders: Callable[..., Path], base: Base, precision: Precision
+) -> None:
+    llama = load(folders(torch.bfloat16), base=base).llama
+    with torch.no_grad():
+        alone = llama(IDS)
+        attach(llama, LORA, seed=0)
+        assert torch.equal(llama(IDS), alone)
+    before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    adapter = {name: weight for name, weight in llama.named_parameters() if weight.requires_grad}
+    assert len(adapter) == 2 * len(dict(named_linears(llama)))
+    optimizer, batch = torch.optim.AdamW(adapter.values()), Batch(ids_BT=IDS, targets_BT=IDS.roll(-1, 1))
+    first, *_, last = (
+        train_step(llama, optimizer, [batch], rate=1e-2, clip=1.0, precision=precision) for _ in range(12)
+    )
+    assert first is not None
+    assert last is not None
+    assert last.nats < 0.9 * first.nats
+    changed = {name for name, tensor in llama.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == adapter.keys()
+    moments = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+    assert {tensor.dtype for tensor in (*adapter.values(), *moments)} == {torch.float32}
+    assert llama.hidden(IDS).dtype == llama.embed_tokens.weight.dtype
+
+
 @pytest.mark.parametrize("base", ["int8", "nf4"])
 def test_a_number_that_is_none_is_refused_by_name(build_llama: Callable[..., Llama], tmp_path: Path, base: str) -> None:
     model = build_llama()
@@ -185,7 +216,7 @@ ended.set()
 thread.join()
 print(max(seen) - before, anonymous() - before, len(seen))
 """
-SLACK = 48 << 20  # temporaries of a slice (25 MB), the allocator's own, the watching thread
+SLACK = 48 << 20  # temporaries of a slice (25 MB), what the allocator keeps of them, the watching thread
 
 
 @pytest.fixture(scope="module")
@@ -210,4 +241,4 @@ def test_memory_grows_by_the_quantised_model_and_one_tensor(large: tuple[Path, M
     quantised, dense = weight_bytes(config, base), weight_bytes(config, "bfloat16")
     largest = 2 * config.dim * config.ffn_dim
     assert quantised + largest + SLACK < dense
-    assert 0.9 * quantised < held <= peak <= quantised + largest + SLACK
+    assert 0.7 * quantised < held <= peak <= quantised + largest + SLACK
