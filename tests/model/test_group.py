@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from puna.model.linears.adapter import LoraOverride, LoraSettings
 from puna.model.linears.group import project_together
+from puna.model.linears.lora import LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
 
 
@@ -42,3 +44,37 @@ def test_one_member_of_another_kind_keeps_its_own_forward_pass() -> None:
     x = inputs()
     for got, linear in zip(project_together(x, a, thin, c), (a, thin, c), strict=True):
         torch.testing.assert_close(got, linear(x), rtol=1e-10, atol=1e-12)
+
+
+def adapters(x_width: int = 12) -> list[LoraLinear]:
+    settings = LoraSettings(rank=3, alpha=5.0, targets=(), overrides=(LoraOverride(target="b", rank=2),))
+    found = []
+    for path, linear in zip("abc", three(), strict=True):
+        lora = LoraLinear(linear, settings, torch.Generator().manual_seed(2), path).double()
+        nn.init.normal_(lora.B, generator=torch.Generator().manual_seed(3))
+        found.append(lora)
+    assert found[0].in_features == x_width
+    return found
+
+
+def test_adapters_together_equal_their_formula_in_values_and_gradients() -> None:
+    loras, x = adapters(), inputs().requires_grad_()
+    leaves = (x, *(lora.A for lora in loras), *(lora.B for lora in loras))
+    together = project_together(x, *loras)
+    apart = [lora.base(x) + lora.scale * (x @ lora.A.T) @ lora.B.T for lora in loras]
+    alone = [lora(x) for lora in loras]
+    upstream = [torch.randn_like(y) for y in apart]
+    gradients = [torch.autograd.grad(outputs, leaves, upstream) for outputs in (together, alone, apart)]
+    for outputs, found in zip((together, alone), gradients, strict=False):
+        for got, expected in zip((*outputs, *found), (*apart, *gradients[2]), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        for got, expected in zip(project_together(x, *loras), apart, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    assert all(lora.base.weight.grad is None for lora in loras)
+
+
+def test_an_input_that_needs_no_gradient_gets_none_and_the_factors_do() -> None:
+    loras = adapters()
+    sum(y.sum() for y in project_together(inputs(), *loras)).backward()
+    assert all(factor.grad is not None for lora in loras for factor in (lora.A, lora.B))

@@ -1,4 +1,4 @@
-"""Linears that read the same input (q, k, v; gate, up): while all of them are dense and train, one node of the graph.
+"""Linears that read the same input (q, k, v; gate, up): while all are dense, or all a LoRA beside that, one node of the graph.
 
     y_i = x W_i^T;   dx = sum_i dy_i W_i,   dW_i = dy_i^T x
 
@@ -12,16 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from puna.model.linears.kind import AnyLinear
+from puna.model.linears.lora import LoraLinear, adapted_products
 
 __all__ = ["project_together"]
 
 
 def project_together(x_BTD: Tensor, *linears: AnyLinear) -> tuple[Tensor, ...]:
     """The output of each Linear for the same input, in order."""
-    dense = [linear for linear in linears if type(linear) is nn.Linear]
-    if not (torch.is_grad_enabled() and len(dense) == len(linears)):
-        return tuple(linear(x_BTD) for linear in linears)
-    return _SharedInput.apply(x_BTD, *(linear.weight for linear in dense))
+    if torch.is_grad_enabled():
+        dense = [linear for linear in linears if type(linear) is nn.Linear]
+        if len(dense) == len(linears):
+            return _SharedInput.apply(x_BTD, *(linear.weight for linear in dense))
+        plain = [linear for linear in linears if type(linear) is LoraLinear and linear.is_plain]
+        if len(plain) == len(linears):
+            return adapted_products(x_BTD, *plain)
+    return tuple(linear(x_BTD) for linear in linears)
 
 
 class _SharedInput(torch.autograd.Function):

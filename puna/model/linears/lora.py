@@ -9,6 +9,7 @@ Sources: Hu et al. 2021, arXiv:2106.09685, section 4.1; Liu et al. 2024, arXiv:2
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from puna.model.linears.adapter import LoraSettings, merged_weight, starting_factors
 from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
 
-__all__ = ["DoraLinear", "LoraEmbedding", "LoraLinear", "lora_linear"]
+__all__ = ["DoraLinear", "LoraEmbedding", "LoraLinear", "adapted_products", "lora_linear"]
 
 
 class LoraLinear(LinearKind):
@@ -41,6 +42,8 @@ class LoraLinear(LinearKind):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (..., d_in). Returns: (..., d_out)."""
+        if self.is_plain and torch.is_grad_enabled():
+            return adapted_products(x, self)[0]
         y: Tensor = self.base(x)
         middle = F.linear(x, self.A.to(x.dtype)) * self.scale
         B = self.B.to(x.dtype)
@@ -49,12 +52,69 @@ class LoraLinear(LinearKind):
         start = F.linear(F.linear(x, self.A0.to(x.dtype)) * self.scale, self.B0.to(x.dtype))
         return y + (F.linear(middle, B) - start)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether `adapted_products` computes it: a dense frozen base and nothing to take off."""
+        return type(self.base) is nn.Linear and self.A0 is None
+
     def dense_weight(self) -> Tensor:
         """The merged weight in float32, (d_out, d_in)."""
         return merged_weight(dense_weight(self.base), (self.A, self.B), self.scale, self._start(), None)
 
     def _start(self) -> tuple[Tensor, Tensor] | None:
         return None if self.A0 is None or self.B0 is None else (self.A0, self.B0)
+
+
+def adapted_products(x: Tensor, *loras: LoraLinear) -> tuple[Tensor, ...]:
+    """The output of each plain LoRA for the same input, as one node of the graph; a DoRA's before its scaling.
+
+    The factors A multiply as one; every sum is formed inside a product: of y, of the input's gradient.
+    """
+    weights = [lora.base.weight for lora in loras if isinstance(lora.base, nn.Linear)]
+    assert len(weights) == len(loras)
+    scales = tuple(lora.scale for lora in loras)
+    return _AdaptedProducts.apply(x, scales, *weights, *(lora.A for lora in loras), *(lora.B for lora in loras))
+
+
+class _AdaptedProducts(torch.autograd.Function):
+    """y_i = x W_i^T + s_i x A_i^T B_i^T;  m_i = s_i dy_i B_i:  dA_i = m_i^T x,  dB_i = s_i dy_i^T x A_i^T,
+    dx = sum of dy_i W_i + m_i A_i.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        kind, count = x.device.type, len(scales)
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        weights, As, Bs = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        x_ND = x.flatten(0, -2).to(dtype)
+        middles = (x_ND @ torch.cat([A.to(dtype) for A in As]).T).split([len(A) for A in As], dim=1)
+        middles = tuple(middle * scale for middle, scale in zip(middles, scales, strict=True))
+        outputs = []
+        for middle, weight, B in zip(middles, weights, Bs, strict=True):
+            y_No = x_ND @ weight.to(dtype).T
+            outputs.append(torch.addmm(y_No, middle, B.to(dtype).T, out=y_No).unflatten(0, x.shape[:-1]))
+        ctx.save_for_backward(x_ND, *middles, *tensors)
+        ctx.scales, ctx.x_shape, ctx.x_dtype = scales, x.shape, x.dtype
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        count = len(ctx.scales)
+        x_ND, *rest = ctx.saved_tensors
+        middles, weights, As, Bs = (rest[start : start + count] for start in range(0, 4 * count, count))
+        dys = [dy.flatten(0, -2) for dy in upstream]
+        parts = [(dy @ B.to(dy.dtype)) * scale for dy, B, scale in zip(dys, Bs, ctx.scales, strict=True)]
+        dmiddle = torch.cat(parts, dim=1)
+        dx_ND = None
+        if ctx.needs_input_grad[0]:
+            dx_ND = dmiddle @ torch.cat([A.to(dmiddle.dtype) for A in As])
+            for dy, weight in zip(dys, weights, strict=True):
+                torch.addmm(dx_ND, dy, weight.to(dy.dtype), out=dx_ND)
+            dx_ND = dx_ND.view(ctx.x_shape).to(ctx.x_dtype)
+        dAs = (dmiddle.T @ x_ND).split([len(A) for A in As])
+        dBs = (dy.T @ middle for dy, middle in zip(dys, middles, strict=True))
+        factors = zip((*dAs, *dBs), (*As, *Bs), strict=True)
+        return dx_ND, None, *(None,) * count, *(gradient.to(factor.dtype) for gradient, factor in factors)
 
 
 class DoraLinear(LoraLinear):
