@@ -28,6 +28,7 @@ from puna.model.llama import Llama
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer
 from puna.training.step import autocast, train_step
+from puna.weights.names import to_hf
 
 CONFIG = ModelConfig(
     vocab_size=8192,
@@ -68,39 +69,51 @@ def ours(precision: str, *, is_compiled: bool) -> Callable[[], float]:
     return step
 
 
-def theirs(precision: str, *, is_compiled: bool) -> Callable[[], float]:
-    """Build transformers' model with the same weights; return one optimizer step, the usual way."""
+def hugging_face(model: Llama) -> torch.nn.Module:
+    """transformers' model of the same shape and weights."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=CONFIG.vocab_size,
-        hidden_size=CONFIG.dim,
-        intermediate_size=CONFIG.ffn_dim,
-        num_hidden_layers=CONFIG.n_layers,
-        num_attention_heads=CONFIG.n_heads,
-        num_key_value_heads=CONFIG.n_kv_heads,
-        max_position_embeddings=CONFIG.max_seq_len,
-        rms_norm_eps=CONFIG.norm_eps,
-        tie_word_embeddings=False,
+        vocab_size=model.config.vocab_size,
+        hidden_size=model.config.dim,
+        intermediate_size=model.config.ffn_dim,
+        num_hidden_layers=model.config.n_layers,
+        num_attention_heads=model.config.n_heads,
+        num_key_value_heads=model.config.n_kv_heads,
+        head_dim=model.config.head_dim,
+        max_position_embeddings=model.config.max_seq_len,
+        rms_norm_eps=model.config.norm_eps,
+        tie_word_embeddings=model.config.tied_embeddings,
         attn_implementation="sdpa",
         use_cache=False,
     )
-    model = LlamaForCausalLM(config)
-    weights = initialise(Llama(CONFIG), 0).state_dict()
-    names = {name: name if name.startswith("lm_head") else f"model.{name}" for name in weights}
-    model.load_state_dict({names[name]: weight for name, weight in weights.items()})
+    other = LlamaForCausalLM(config)
+    other.load_state_dict({to_hf(name): weight for name, weight in model.state_dict().items()})
+    return other
+
+
+def theirs(precision: str, *, is_compiled: bool) -> Callable[[], float]:
+    """Build transformers' model with the same weights; return one optimizer step, the usual way."""
+    model = hugging_face(initialise(Llama(CONFIG), 0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    rows = ids()
     runner = torch.compile(model) if is_compiled else model
+    return usual_step(runner, optimizer, ids(), precision)
+
+
+def usual_step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, rows: torch.Tensor, precision: str
+) -> Callable[[], float]:
+    """One optimizer step as transformers' users write it."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
         with autocast(precision, torch.device("cpu")):
-            logits = runner(rows[:, :-1]).logits
+            logits = model(rows[:, :-1]).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         return float(loss.detach())
 
