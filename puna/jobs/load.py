@@ -121,6 +121,7 @@ def load(
     base: Base | None = None,
     dtype: torch.dtype | None = None,
     meta: MetaSettings | None = None,
+    mapped: bool = False,
 ) -> LoadedModel:
     """Load a run, a Hugging Face or Meta folder, a GGUF file, or an adapter together with the base that it names.
 
@@ -129,7 +130,7 @@ def load(
             the dense model never stands in memory. Else what is stored in int8 or as factors stays so. None: in `dtype`.
             dtype: of all other weights, and of the products; None: that of a dense base, else float32; beside int8 and
             nf4 bfloat16 where the file's embedding has at most 16 bits a number, which is what `puna plan` counts, else
-            float32. meta: what a Meta folder does not say itself.
+            float32. meta: what a Meta folder does not say itself. mapped: leave matrices in their file (load_llama).
     Raises: UsageError: no weights there. FormatError: broken files. CheckpointMismatch: changed files, another base.
     """
     if adapter is None and is_adapter(Path(path)):
@@ -143,7 +144,8 @@ def load(
         notices.append(
             f"{path}: the model's settings end at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}"
         )
-    llama = load_llama(header, device, _dtype(header, base, dtype), None if base is None else _QUANTIZE[base])
+    quantize = None if base is None else _QUANTIZE[base]
+    llama = load_llama(header, device, _dtype(header, base, dtype), quantize, mapped=mapped)
     model = LoadedModel(llama, tokenizer, header, notices)
     if adapter is not None:
         model.use_adapter(adapter)

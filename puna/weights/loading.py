@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.arch.modules import LINEARS
+from puna.errors import FormatError, UsageError
 from puna.files import MANIFEST, sha256_file, verify_folder
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
@@ -23,7 +24,7 @@ from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.headers import read_header
 from puna.weights.names import ExpectedTensor, Int8Entry, LinearEntry, LowRankEntry
 from puna.weights.stored import StoredTensors
-from puna.weights.tensors import refuse_non_finite
+from puna.weights.tensors import DTYPE_NAMES, refuse_non_finite
 
 __all__ = ["load_llama", "verify_seal", "weights_sha256"]
 
@@ -33,6 +34,8 @@ def load_llama(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     quantize: Callable[[Tensor], LinearKind] | None = None,
+    *,
+    mapped: bool = False,
 ) -> Llama:
     """Read a model, each Linear of the kind it was stored as, or as `quantize` makes it.
 
@@ -40,18 +43,24 @@ def load_llama(
             whatever the file's; int8 codes and their scales keep theirs.
             quantize: given each block Linear's dense weight on the device, in the file's type (float32 where it had to be
             formed), as soon as that is read; memory holds one of them beside what was made of the others.
-    Raises: FormatError: anything that formats.md refuses, NaN and infinity included.
-            CheckpointMismatch: a folder we wrote was changed since.
+            mapped: leave every matrix in its safetensors file, mapped: the system reads it when it is used and may forget
+            it again. Writing to one would change a private copy and never the file.
+    Raises: FormatError: anything that formats.md refuses, NaN and infinity included; mapped, and a matrix would need a copy.
+            CheckpointMismatch: a folder we wrote was changed since. UsageError: mapped beside `quantize` or off the CPU.
     """
     header = read_header(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     verify_seal(header)
     model, stored = _unfilled(header), StoredTensors(header)
+    if mapped:
+        _check_mapped(header, stored, torch.device(device), dtype, is_quantised=quantize is not None)
     for path, parts in groupby(header.expected(), key=lambda expected: expected.path.rpartition(".")[0]):
         if quantize is not None and path.rpartition(".")[2] in LINEARS:
             model.get_submodule(path).load_state_dict(_place(header, stored, parts, device, None), assign=True)
             replace_linear(model, path, quantize(_weight(get_linear(model, path))))
         else:
-            model.get_submodule(path).load_state_dict(_place(header, stored, parts, device, dtype), assign=True)
+            model.get_submodule(path).load_state_dict(
+                _place(header, stored, parts, device, dtype, mapped=mapped), assign=True
+            )
     if header.config.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     model.frequencies_P = rope_frequencies(header.config).to(device)
@@ -77,16 +86,48 @@ def _place(
     parts: Iterable[ExpectedTensor],
     device: torch.device | str,
     dtype: torch.dtype | None,
+    *,
+    mapped: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of one module by their names in it, copied into `dtype`; None: as stored, on a CPU still mapped."""
+    """The tensors of one module by their names in it, copied into `dtype`; None: as stored, on a CPU still mapped.
+
+    mapped: matrices are left as they are, vectors copied.
+    """
     placed = {}
     for expected in parts:
         tensor = stored[expected]
         wanted = tensor.dtype if dtype is None or not expected.is_converted else dtype
-        moved = tensor.to(device, wanted, copy=dtype is not None)
+        moved = tensor.to(device, wanted, copy=dtype is not None and not (mapped and tensor.dim() > 1))
         refuse_non_finite(header.path, expected.name, moved)
         placed[expected.path.rpartition(".")[2]] = moved
     return placed
+
+
+def _check_mapped(
+    header: CheckpointHeader, stored: StoredTensors, device: torch.device, dtype: torch.dtype, *, is_quantised: bool
+) -> None:
+    """Errors: UsageError, FormatError, as load_llama says."""
+    if is_quantised:
+        raise UsageError("mapped: expected weights as they are stored, got a base to quantise", "choose one of the two")
+    if device.type != "cpu":
+        raise UsageError(f"mapped: expected the CPU, got {device}", "load on the CPU, then stream layers to the device")
+    if header.format not in ("hf", "puna"):
+        raise FormatError(
+            header.path, "format", "a safetensors folder in Hugging Face's layout, to leave weights in it", header.format,
+            "convert it first: puna weights convert --to hf",
+        )  # fmt: skip
+    for expected in header.expected():
+        kind, wanted = stored.dtype(expected), DTYPE_NAMES[dtype]
+        if len(expected.shape) < 2:
+            continue
+        if expected.is_converted and kind != wanted:
+            hint = f"load it in {kind}, or convert it first: puna weights convert --dtype"
+            raise FormatError(header.path, expected.name, f"{wanted}, to leave it in the file", kind, hint)
+        if not stored.is_aligned(expected):
+            raise FormatError(
+                header.path, expected.name, f"a place aligned for {kind}, to leave it in the file", "another place",
+                "write the folder again: puna weights convert --to hf",
+            )  # fmt: skip
 
 
 def _unfilled(header: CheckpointHeader) -> Llama:

@@ -15,7 +15,7 @@ from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.meta import join_axis
 from puna.weights.names import ExpectedTensor, rotated_heads
 from puna.weights.tensor_header import BLOCKS, TensorHeader
-from puna.weights.tensors import map_tensor
+from puna.weights.tensors import DTYPES, map_tensor
 
 __all__ = ["StoredTensors", "half_split", "interleave"]
 
@@ -43,6 +43,10 @@ class StoredTensors:
     def mapped(self, expected: ExpectedTensor) -> list[Tensor]:
         """What the file holds of a tensor, in its own layout: its shards, or the codes of its blocks; nothing is read."""
         return [map_tensor(self._header.folder, piece) for piece in self._pieces[expected.name]]
+
+    def is_aligned(self, expected: ExpectedTensor) -> bool:
+        """Whether a tensor begins where its type may begin, so that a mapping of it can be used as it is."""
+        return all(piece.offset % DTYPES[piece.dtype].itemsize == 0 for piece in self._pieces[expected.name])
 
     def dtype(self, expected: ExpectedTensor) -> str:
         """The type in which a tensor is stored, as the format calls it."""
