@@ -48,7 +48,7 @@ def build(build_llama):
     """`build(base, settings, **changes)`: a model with an adapter that is no longer fresh."""
 
     def adapted(base="dense", settings=SETTINGS, **changes):
-        model = build_llama(n_layers=LAYERS, **changes)
+        model = build_llama(**{"n_layers": LAYERS, **changes})
         if BASES[base] is not None:
             replace_linears(model, LINEARS, BASES[base])
         if base == "bfloat16":
@@ -172,9 +172,10 @@ def test_a_step_copies_each_layer_twice_but_for_two_at_each_turn(build, count, c
     ("base", "precision"), [("dense", "float32"), ("dense", "bfloat16"), ("int8", "float32"), ("nf4", "bfloat16")]
 )
 def test_autograd_keeps_no_weight_of_a_layer_whose_turn_is_over(build, base, precision):
-    resident = build(base, replace(SETTINGS, targets=(EMBEDDING, *LINEARS)))  # then the first layer's input learns too
+    every = replace(SETTINGS, targets=(EMBEDDING, *LINEARS))  # then the first layer's input learns too
+    resident = build(base, every, n_layers=6)
     streamed = copy.deepcopy(resident)
-    stream = stream_layers(streamed, LAYERS, "cpu")
+    stream = stream_layers(streamed, 6, "cpu")
     frozen = {place for place, _ in storages(resident, 0)}
     casts = sum(stream.layer_bytes) // 2 if (base, precision) == ("dense", "bfloat16") else 0
 
@@ -270,13 +271,55 @@ def test_what_cannot_be_streamed_is_refused_and_changes_nothing(build, tiny):
         stream_layers(model, 1, "cpu")
 
 
+class Side:
+    """In place of CUDA's streams, and of their events: says in which order they would be told what."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def wait_stream(self, other):
+        self.said.append("follows the products")
+
+    def record_event(self):
+        self.said.append(f"copy {sum(line.startswith('copy') for line in self.said)}")
+        return self.said[-1]
+
+    def wait_event(self, event):
+        self.said.append(f"products wait for {event}")
+
+
+def test_a_copy_follows_what_was_computed_before_and_a_layer_waits_for_its_own(build, monkeypatch):
+    model = build()
+    other = copy.deepcopy(model)
+    stream, said = stream_layers(other, 3, "cpu"), []
+    stream._side = Side(said)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Side(said))
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    for layer in (1, 2, 3):
+        linear = other.layers[layer].mlp.down_proj
+        linear.register_forward_hook(lambda *_, layer=layer: said.append(f"{layer} forward"))
+        linear.B.register_hook(lambda _, layer=layer: said.append(f"{layer} back"))
+    batch_nats(other, batch(0)).sum.backward()
+    follow, wait = "follows the products", "products wait for copy"
+    up = [follow, "copy 0", follow, "copy 1", f"{wait} 0", "1 forward", follow, "copy 2", f"{wait} 1", "2 forward"]
+    turn = [f"{wait} 2", "3 forward", "3 back"]
+    assert said == [*up, *turn, follow, "copy 3", "2 back", f"{wait} 3", "1 back"]
+    stream._drop(0)
+    said.clear()
+    stream._copy(0)
+    stream._drop(0)  # without having computed: memory that a copy still fills is not given back
+    assert said == [follow, "copy 0", "products wait for copy 0"]
+    batch_nats(model, batch(0)).sum.backward()
+    assert_same(*([weight.grad for weight in trainable(each).values()] for each in (model, other)))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("base", ["dense", "int8", "nf4"])
 def test_on_a_gpu_the_same_is_learned_with_weights_in_locked_memory(build, base):
     model = build(base, tied_embeddings=False)
     other = copy.deepcopy(model)
     stream = stream_layers(other, LAYERS, "cuda", embedding=True)
-    assert all(weight.is_pinned() for linear in bases(other, 0) for weight in linear.parameters())
+    assert all(t.is_pinned() for linear in bases(other, 0) for t in (*linear.parameters(), *linear.buffers()))
     for mine, theirs in zip(learned(other), learned(model.cuda()), strict=True):
         torch.testing.assert_close(mine, theirs)
     assert stream.held_bytes == 2 * stream.layer_bytes[0]
