@@ -176,6 +176,8 @@ def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
         base="float32",
         checkpointing=training.checkpoint_activations,
         packed=training.packing == "documents",
+        autocast=training.precision != "float32",
+        accumulates=training.batch > training.micro_batch,
     )
     return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
 

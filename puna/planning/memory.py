@@ -8,7 +8,9 @@ only the larger counts. In the answer `logits` is the loss phase and `activation
 beyond it, so that the terms add up to the peak.
 
 Two implementations are described. With 16-bit activations: fused kernels as in math.md section 4, whose table this
-reproduces. In float32: this project's own loop on a processor, whose kept tensors a test compares one by one.
+reproduces. In float32, or where it is asked for: this project's own loop, counted tensor by tensor (activations.py,
+own_loop.py). There the gradients of full training appear as the kept tensors go, layer by layer, so that a step of one
+batch holds the head's gradient beside everything kept, or every gradient beside one layer.
 Source: docs/math.md section 4.
 """
 
@@ -16,18 +18,20 @@ from dataclasses import dataclass, field
 from math import prod
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import LINEARS, linear_shapes, shares_input
+from puna.arch.modules import linear_shapes
+from puna.planning.activations import layer_bytes
 from puna.planning.counting import kv_cache_bytes_per_token, linear_parameters, lora_parameters, parameter_count
+from puna.planning.own_loop import own_block_phase, own_loss_phase
 from puna.planning.settings import ADAM_FLOAT32, ADAM_MIXED, Base, FullTraining, Inference, LoraTraining, Settings
 
 __all__ = [
-    "LOSS_CHUNK_LEAST_TOKENS",
-    "LOSS_CHUNK_LOGITS",
     "LOSS_CHUNK_TOKENS",
     "PROCESS_BYTES",
     "RUNTIME_BYTES",
+    "STREAM_BUFFERS",
     "Memory",
-    "layer_activations",
+    "bus_bytes_per_step",
+    "layer_weight_bytes",
     "nf4_bytes",
     "peak_memory",
     "weight_bytes",
@@ -42,14 +46,10 @@ PROCESS_BYTES = 100 * 2**20
 LOSS_CHUNK_TOKENS = 1024
 """Tokens whose logits exist at once in a fused 16-bit loss."""
 
-LOSS_CHUNK_LOGITS = 1 << 22
-"""Logits that exist at once in this project's float32 loss (model/loss.py), as long as they are of so many tokens:"""
-
-LOSS_CHUNK_LEAST_TOKENS = 256
-"""The fewest tokens of such a chunk."""
+STREAM_BUFFERS = 2
+"""Streamed layers on the device at once: one multiplies while the next arrives."""
 
 _LOGIT_BYTES_16 = 2 + 4 + 4  # the logit, its float32 copy, the copy's gradient
-_LOGIT_BYTES_32 = 4 + 4  # the logit, and its log-softmax, which becomes the gradient
 _NF4_BLOCK, _NF4_SCALES = 64, 256  # numbers that share an 8-bit maximum; maxima that share a float32 scale
 
 
@@ -76,32 +76,72 @@ def peak_memory(config: ModelConfig, settings: Settings, runtime_bytes: int = RU
     """The peak of one step (training) or of reading in and continuing the batch (inference)."""
     if isinstance(settings.method, Inference):
         return _inference_memory(config, settings, runtime_bytes)
-    kept, loss, block = _kept(config, settings), _loss_phase(config, settings), _block_phase(config, settings)
-    rest = {"activations": kept + max(0, block - loss), "logits": loss, "runtime": runtime_bytes}
-    weights = weight_bytes(config, settings.base)
     if isinstance(settings.method, LoraTraining):
-        adam = settings.method.adam
-        method = settings.method
-        factors = lora_parameters(config, method.rank, method.targets, method.ranks)
-        trained = lora_parameters(config, method.rank, method.targets, method.ranks, magnitudes=method.magnitudes)
-        frozen = (factors if method.starts else 0) + trained - factors  # what began so; the base's row lengths
-        adapters = trained * adam.weight + 4 * frozen
+        states = _adapter_states(config, settings.method)
     else:
-        adam = ADAM_FLOAT32 if settings.base == "float32" else ADAM_MIXED
-        trained, adapters = parameter_count(config), 0
-    states = {"gradients": trained * adam.gradient, "optimizer": trained * adam.states}
-    return Memory(weights=weights, adapters=adapters, **states, **rest)
+        states = _full_states(config, settings)
+    kept, loss, block = _kept(config, settings), _loss_phase(config, settings), _block_phase(config, settings)
+    passing = {"activations": kept + max(0, block - loss), "logits": loss}
+    if isinstance(settings.method, FullTraining) and settings.is_own and not settings.accumulates:
+        table = states["gradients"] // parameter_count(config) * config.vocab_size * config.dim
+        last = block + (0 if settings.checkpointing else layer_bytes(config, settings))
+        ending = max(0, last - (0 if config.tied_embeddings else table))  # the embedding's gradient comes last of all
+        if table + sum(passing.values()) > states["gradients"] + ending:
+            states["gradients"] = table
+        else:
+            passing = {"activations": ending, "logits": 0}
+    return Memory(weights=_device_weights(config, settings), **states, **passing, runtime=runtime_bytes)
+
+
+def _full_states(config: ModelConfig, settings: Settings) -> dict[str, int]:
+    """All gradients and moments of full training."""
+    adam, trained = ADAM_FLOAT32 if settings.base == "float32" else ADAM_MIXED, parameter_count(config)
+    return {"gradients": trained * adam.gradient, "optimizer": trained * adam.states}
+
+
+def _adapter_states(config: ModelConfig, method: LoraTraining) -> dict[str, int]:
+    """An adapter with what stands frozen beside it, its gradients and its moments."""
+    factors = lora_parameters(config, method.rank, method.targets, method.ranks)
+    trained = lora_parameters(config, method.rank, method.targets, method.ranks, magnitudes=method.magnitudes)
+    frozen = (factors if method.starts else 0) + trained - factors  # what began so; the base's row lengths
+    return {
+        "adapters": trained * method.adam.weight + 4 * frozen,
+        "gradients": trained * method.adam.gradient,
+        "optimizer": trained * method.adam.states,
+    }
+
+
+def _device_weights(config: ModelConfig, settings: Settings) -> int:
+    """The weights without what is streamed: of the layers in host memory two at a time are on the device."""
+    weights, layers = weight_bytes(config, settings.base), min(settings.streamed_layers, config.n_layers)
+    if layers > STREAM_BUFFERS:
+        weights -= (layers - STREAM_BUFFERS) * layer_weight_bytes(config, settings.base)
+    if settings.streamed_embedding and not config.tied_embeddings:
+        weights -= config.vocab_size * config.dim * (4 if settings.base == "float32" else 2)
+    return weights
+
+
+def bus_bytes_per_step(config: ModelConfig, settings: Settings) -> int:
+    """What streaming copies to the device in a step: each streamed layer's weights forward and again backward."""
+    return 2 * min(settings.streamed_layers, config.n_layers) * layer_weight_bytes(config, settings.base)
 
 
 def weight_bytes(config: ModelConfig, base: Base) -> int:
     """Stored weights. A quantised base keeps embedding, head and norms in 16 bits; int8 has a float32 scale a row."""
-    if base in ("float32", "bfloat16"):
-        return parameter_count(config) * (4 if base == "float32" else 2)
-    rest = 2 * (parameter_count(config) - linear_parameters(config))
-    shapes = linear_shapes(config).values()
+    layers = config.n_layers * layer_weight_bytes(config, base)
+    outside = parameter_count(config) - linear_parameters(config) - 2 * config.n_layers * config.dim
+    return layers + outside * (4 if base == "float32" else 2)
+
+
+def layer_weight_bytes(config: ModelConfig, base: Base) -> int:
+    """One layer's stored weights, the gains of its norms included."""
+    shapes, wide = linear_shapes(config).values(), 4 if base == "float32" else 2
+    norms = 2 * config.dim * wide
     if base == "int8":
-        return rest + config.n_layers * sum(prod(shape) + 4 * shape[0] for shape in shapes)
-    return rest + config.n_layers * sum(nf4_bytes(prod(shape)) for shape in shapes)
+        return norms + sum(prod(shape) + 4 * shape[0] for shape in shapes)
+    if base == "nf4":
+        return norms + sum(nf4_bytes(prod(shape)) for shape in shapes)
+    return norms + wide * sum(prod(shape) for shape in shapes)
 
 
 def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:
@@ -115,84 +155,30 @@ def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:
     return -(-numbers // 2) + maxima
 
 
-def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]:
-    """Bytes per token that one layer keeps from forward to backward, by tensor (math.md's `a` is their sum).
-
-    A Linear keeps its input only if it is trained or has an adapter; a frozen one needs its weight alone.
-    """
-    c, d, f = settings.compute_bytes, config.dim, config.ffn_dim
-    q, kv = config.q_dim, config.kv_dim
-    keeps = _keep_inputs(settings)
-    parts = {
-        "norm_inputs": c * 2 * d,
-        "attention_input": c * d * any(name in keeps for name in shares_input("q_proj")),
-        "queries": c * q,
-        "keys": c * kv,
-        "values": c * kv,
-        "log_sum_exp": 4 * config.n_heads,
-        "attention_output": c * q,
-        "feed_forward_input": c * d * any(name in keeps for name in shares_input("gate_proj")),
-        "gate": c * f,
-        "up": c * f,
-        "activated_gate": c * f,
-        "product": c * f * ("down_proj" in keeps),
-    }
-    if isinstance(settings.method, LoraTraining):
-        targets = [name for name in settings.method.targets if name in LINEARS]
-        parts["lora_middle"] = c * sum(map(settings.method.rank_of, targets))
-        if settings.method.magnitudes:
-            shapes = linear_shapes(config)
-            parts["dora_outputs"] = c * sum(shapes[name][0] for name in targets)
-    return parts | _unfused_activations(config, settings) | _own_activations(settings)
-
-
-def _unfused_activations(config: ModelConfig, settings: Settings) -> dict[str, int]:
-    """Surcharges of kernels that are not fused: float32 copies of norm inputs, k and v repeated, the score matrix."""
-    c, surcharges = settings.compute_bytes, {}
-    if "norms" in settings.unfused:
-        surcharges["norm_inputs_float32"] = 2 * (4 - c) * config.dim
-    if "heads" in settings.unfused:
-        surcharges["repeated_keys_values"] = 2 * c * (config.q_dim - config.kv_dim)
-    if "softmax" in settings.unfused:
-        surcharges["scores"] = config.n_heads * settings.seq * (c + 4)
-    return surcharges
-
-
-def _own_activations(settings: Settings) -> dict[str, int]:
-    """What this project's float32 layers keep otherwise: 1 / rms of two norms; silu(gate) is formed again."""
-    return {"inverse_rms": 2 * 4, "activated_gate": 0} if settings.compute_bytes == 4 else {}
-
-
-def _layer_bytes(config: ModelConfig, settings: Settings) -> int:
-    """One layer from forward to backward."""
-    return settings.tokens * sum(layer_activations(config, settings).values())
-
-
 def _kept(config: ModelConfig, settings: Settings) -> int:
-    """Everything held from forward to backward; in float32 also the rotation angles and the final norm's tensors."""
+    """Everything held from forward to backward; in our own loop also the rotation angles."""
     block_input = settings.compute_bytes * config.dim * settings.tokens
-    layers = config.n_layers * (block_input if settings.checkpointing else _layer_bytes(config, settings))
-    mask = settings.compute_bytes * settings.tokens * settings.seq if settings.packed else 0
-    if settings.compute_bytes < 4:
+    layers = config.n_layers * (block_input if settings.checkpointing else layer_bytes(config, settings))
+    mask = settings.product_bytes * settings.tokens * settings.seq if settings.packed else 0
+    if not settings.is_own:
         return layers + mask
     angles = 4 * (settings.tokens if settings.packed else settings.seq) * config.head_dim
-    final_norm = block_input * (2 if isinstance(settings.method, FullTraining) else 1) + 4 * settings.tokens
-    hidden_and_gradient = 2 * block_input
-    return layers + mask + angles + final_norm + hidden_and_gradient
+    return layers + mask + angles
 
 
 def _loss_phase(config: ModelConfig, settings: Settings) -> int:
     """Logits that exist at once, with their copies and gradients."""
-    own, tokens = settings.compute_bytes == 4, settings.tokens
-    if settings.loss == "chunked":
-        chunk = max(LOSS_CHUNK_LEAST_TOKENS, LOSS_CHUNK_LOGITS // config.vocab_size) if own else LOSS_CHUNK_TOKENS
-        tokens = min(tokens, chunk)
-    return tokens * config.vocab_size * (_LOGIT_BYTES_32 if own else _LOGIT_BYTES_16)
+    if settings.is_own:
+        return own_loss_phase(config, settings)
+    tokens = min(settings.tokens, LOSS_CHUNK_TOKENS) if settings.loss == "chunked" else settings.tokens
+    return tokens * config.vocab_size * _LOGIT_BYTES_16
 
 
 def _block_phase(config: ModelConfig, settings: Settings) -> int:
     """One layer going backward: recomputed tensors, the gradients of gate and up, a dequantised weight."""
-    recomputed = _layer_bytes(config, settings) if settings.checkpointing else 0
+    recomputed = layer_bytes(config, settings) if settings.checkpointing else 0
+    if settings.is_own:
+        return own_block_phase(config, settings, recomputed)
     in_flight = 2 * settings.compute_bytes * config.ffn_dim * settings.tokens
     return recomputed + in_flight + _dequantised(config, settings)
 
@@ -216,8 +202,3 @@ def _dequantised(config: ModelConfig, settings: Settings) -> int:
     if settings.base in ("float32", "bfloat16"):
         return 0
     return settings.compute_bytes * max(prod(shape) for shape in linear_shapes(config).values())
-
-
-def _keep_inputs(settings: Settings) -> tuple[str, ...]:
-    method = settings.method
-    return method.targets if isinstance(method, LoraTraining) else ("q_proj", "gate_proj", "down_proj")

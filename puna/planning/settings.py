@@ -1,7 +1,7 @@
 """What is planned: generating, training everything or training an adapter, on how many tokens, from which stored weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from puna.arch.modules import ADAPTABLE, LINEARS
@@ -97,6 +97,10 @@ class Settings:
     """One plan's choices; `base` is how the weights are stored, `unfused` which kernels keep more than they need to.
 
     packed: rows hold several documents, each with positions of its own and a mask that keeps them apart.
+    own_loop: this project's own layers also in 16 bits; else fused kernels, as in docs/math.md. float32 is always ours.
+    autocast: products in 16 bits beside float32 weights. accumulates: a step adds up several such batches.
+    streamed_layers: frozen layers that lie in host memory and pass through two buffers on the device, twice a step.
+    streamed_embedding: the input table stays in host memory; only the rows of a batch are copied.
     """
 
     method: Method
@@ -107,13 +111,16 @@ class Settings:
     loss: Loss = "chunked"
     unfused: tuple[Unfused, ...] = ()
     packed: bool = False
+    own_loop: bool = False
+    autocast: bool = False
+    accumulates: bool = False
+    streamed_layers: int = 0
+    streamed_embedding: bool = False
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            if item.type is int and getattr(self, item.name) < 1:
-                raise UsageError(
-                    f"{item.name}: expected at least 1, got {getattr(self, item.name)}", "2048 and 1 are usual"
-                )
+        for name in ("seq", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}", "2048 and 1 are usual")
         if self.base not in BASES:
             raise unknown_name("base", self.base, BASES)
         if self.loss not in LOSSES:
@@ -123,6 +130,18 @@ class Settings:
                 f"base: expected float32 or bfloat16 for full training, got {self.base}",
                 "quantised weights cannot be trained; --train lora trains an adapter beside them",
             )
+        if self.autocast and self.base != "float32":
+            raise UsageError(f"autocast: expected base float32, got {self.base}", "a smaller base has 16-bit products")
+        self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        if self.streamed_layers < 0:
+            raise UsageError(f"streamed_layers: expected at least 0, got {self.streamed_layers}", "0 streams nothing")
+        if (self.streamed_layers or self.streamed_embedding) and self.method.kind != "lora":
+            raise UsageError(
+                f"streamed_layers: expected an adapter beside frozen weights, got {self.method.kind}",
+                "only what is not trained can stay in host memory; --train lora trains an adapter",
+            )
 
     @property
     def tokens(self) -> int:
@@ -131,5 +150,15 @@ class Settings:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of one activation: float32 beside float32 weights, else 16 bits."""
+        """Bytes of one number of the stream: float32 beside float32 weights, else 16 bits."""
         return 4 if self.base == "float32" else 2
+
+    @property
+    def product_bytes(self) -> int:
+        """Bytes of one number that a product gives."""
+        return 2 if self.autocast else self.compute_bytes
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this project's own layers are counted, tensor by tensor."""
+        return self.own_loop or self.base == "float32"

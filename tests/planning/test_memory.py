@@ -2,28 +2,18 @@ from dataclasses import astuple, replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from puna.adaptation.targets import attach as put_beside
 from puna.arch.config import ModelConfig
-from puna.arch.modules import ADAPTABLE, LINEARS, linear_paths, linear_shapes
+from puna.arch.modules import ADAPTABLE, LINEARS
 from puna.arch.presets import PRESETS
 from puna.model import loss as loss_module
 from puna.model.linears.adapter import LoraOverride, LoraSettings
-from puna.model.linears.lora import lora_linear
 from puna.model.llama import Llama
-from puna.model.loss import chunked_nats
-from puna.model.positions import rope_angles
-from puna.model.surgery import get_linear, replace_linear
+from puna.planning.activations import layer_activations
 from puna.planning.counting import linear_parameters, parameter_count
-from puna.planning.memory import (
-    LOSS_CHUNK_LEAST_TOKENS,
-    LOSS_CHUNK_LOGITS,
-    layer_activations,
-    nf4_bytes,
-    peak_memory,
-    weight_bytes,
-)
+from puna.planning.memory import bus_bytes_per_step, nf4_bytes, peak_memory, weight_bytes
+from puna.planning.own_loop import LOSS_CHUNK_LEAST_TOKENS, LOSS_CHUNK_LOGITS
 from puna.planning.settings import (
     ADAM_8BIT,
     ADAM_BFLOAT16,
@@ -125,6 +115,36 @@ def test_the_terms_add_up_and_more_tokens_never_need_less(method, base):
     assert totals == sorted(totals)
 
 
+def test_streamed_layers_leave_the_device_but_for_two_buffers():
+    resident = lora()
+    layer = 2 * (linear_parameters(EIGHT) // 32 + 2 * 4096)
+    weights = weight_bytes(EIGHT, "bfloat16")
+    for layers, left in ((0, 0), (2, 0), (3, 1), (32, 30)):
+        streamed = replace(resident, streamed_layers=layers)
+        assert weights - peak_memory(EIGHT, streamed).weights == left * layer
+        assert bus_bytes_per_step(EIGHT, streamed) == 2 * layers * layer
+    away = peak_memory(EIGHT, replace(resident, streamed_embedding=True)).weights
+    assert weights - away == 2 * EIGHT.vocab_size * EIGHT.dim
+    tied = PRESETS["llama-3.2-1b"].config
+    assert peak_memory(tied, replace(resident, streamed_embedding=True)) == peak_memory(tied, resident)
+
+
+@pytest.mark.parametrize(("base", "gib", "kept"), [("bfloat16", 16.2, 0), ("nf4", 7.4, 262_144)])
+def test_published_peaks_of_another_program_are_within_a_tenth(base, gib, kept):
+    """torchtune's README, 8B, rank 8 on q, v, o and the feed-forward network, AdamW in bfloat16, 2 x 2048 tokens, loss in
+    chunks of about 512. Its LoRA moves activations to host memory, which is no setting here: the kept tensors (`kept` a
+    token, the blocks' inputs) are taken off the plan. Its QLoRA keeps them.
+    """
+    targets = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    wanted = replace(lora(batch=2, base=base, rank=8, targets=targets, adam=ADAM_BFLOAT16), checkpointing=True)
+    peak, logits = peak_memory(EIGHT, wanted, 0), 512 * EIGHT.vocab_size * 10
+    a_layer = 4096 * (sum(layer_activations(EIGHT, wanted).values()) + 4 * EIGHT.ffn_dim)
+    dense = 0 if base == "bfloat16" else 2 * EIGHT.dim * EIGHT.ffn_dim
+    states = peak.weights + peak.adapters + peak.gradients + peak.optimizer
+    assert peak.total == states + 4096 * 262_144 + max(2 * logits, a_layer + dense)
+    assert (states + 4096 * kept + max(logits, a_layer + dense)) / GIB == pytest.approx(gib, rel=0.1)
+
+
 def test_the_phases_do_not_coincide():
     memory = peak_memory(EIGHT, replace(lora(seq=8192, base="int8"), checkpointing=True), 0)
     kept, block, loss = 8192 * 262_144, 8192 * (168_288 + 57_344) + 2 * 4096 * 14_336, 1024 * 1_282_560
@@ -139,56 +159,14 @@ def test_inference_holds_weights_the_cache_and_the_last_logits():
     assert memory.gradients == memory.optimizer == memory.adapters == 0
 
 
-@pytest.mark.parametrize("kind", [{}, {"magnitudes": True}, {"start": "olora"}], ids=["lora", "dora", "olora"])
-@pytest.mark.parametrize("targets", [None, LINEARS, ("q_proj", "v_proj"), ("gate_proj",), ("o_proj", "down_proj")])
-def test_a_float32_layer_keeps_exactly_the_planned_bytes(targets, kind):
-    model, tokens = Llama(ODD), 40
-    ratios = 0
-    method = FullTraining()
-    if targets is not None:
-        method = LoraTraining(
-            rank=8,
-            targets=targets,
-            ranks={"down_proj": 5, "q_proj": 3},
-            magnitudes="magnitudes" in kind,
-            starts="start" in kind,
-        )
-        overrides = [LoraOverride(target=name, rank=rank) for name, rank in method.ranks.items() if name in targets]
-        attach(model, targets, 8, overrides=tuple(overrides), **kind)
-        ratios = 2 * 4 * sum(linear_shapes(ODD)[name][0] for name in targets) * method.magnitudes
-    x = torch.randn(1, tokens, ODD.dim, requires_grad=True)
-    cos, sin = rope_angles(model.frequencies_P, torch.arange(tokens)[None])
-    owned = storages([*model.parameters(), *model.buffers(), cos, sin])
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
-        model.layers[0](x, cos, sin, None, None)
-    kept = {place: size for place, size in storages(saved).items() if place not in owned}
-    settings = Settings(method=method, seq=tokens, batch=1, base="float32")
-    per_token = sum(layer_activations(ODD, settings).values())
-    assert sum(kept.values()) - ratios == tokens * per_token
-
-
-@pytest.mark.parametrize("targets", [None, LINEARS, ("q_proj", "v_proj")])
-def test_a_planned_float32_step_is_near_the_allocated_peak(targets):
-    config, batch, seq = PRESETS["small"].config, 2, 256
-    model = Llama(config)
-    if targets is not None:
-        attach(model, targets, 16)
-    method = FullTraining() if targets is None else LoraTraining(targets=targets)
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True)
-    ids = torch.zeros(batch, seq, dtype=torch.int64)
-
-    def step():
-        nats = chunked_nats(model.lm_head, model.hidden(ids), ids)
-        (nats.sum / nats.count).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    step()
-    held = 4 * sum(weight.numel() for weight in model.parameters()) + 8 * sum(weight.numel() for weight in trained)
-    planned = peak_memory(config, Settings(method=method, seq=seq, batch=batch, base="float32"), 0).total
-    assert planned == pytest.approx(held + allocated_peak(step), rel=0.1)
+def test_gradients_of_full_training_come_as_the_kept_tensors_go_unless_a_step_adds_up():
+    wanted = Settings(method=FullTraining(), seq=256, batch=8, base="float32")
+    whole = 4 * parameter_count(ODD)
+    early, late = peak_memory(ODD, wanted, 0), peak_memory(EIGHT, replace(wanted, batch=1), 0)
+    assert early.gradients == 4 * ODD.vocab_size * ODD.dim
+    assert late.gradients == 4 * parameter_count(EIGHT)
+    added = peak_memory(ODD, replace(wanted, accumulates=True), 0)
+    assert added.total - early.total == whole - early.gradients
 
 
 @pytest.mark.parametrize("kind", [{}, {"magnitudes": True}, {"start": "pissa"}], ids=["lora", "dora", "pissa"])
@@ -230,28 +208,9 @@ def test_the_planned_chunk_of_the_loss_is_the_real_one():
     assert loss_module._CHUNK_TOKENS == LOSS_CHUNK_LEAST_TOKENS
 
 
-def attach(model, targets, rank, **changes):
-    model.requires_grad_(False)
-    settings = LoraSettings(rank=rank, alpha=rank, targets=targets, **changes)
-    for path in list(linear_paths(model.config, targets)):
-        replace_linear(model, path, lora_linear(get_linear(model, path), settings, path=path))
-
-
 def storages(tensors):
     return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in tensors}
 
 
 def is_free(targets, group):
     return targets is None or not set(targets) & set(group)
-
-
-def allocated_peak(step):
-    """The largest sum of live bytes that the allocator handed out during a step."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step()
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak

@@ -22,3 +22,14 @@ def test_a_rank_of_zero_and_an_unknown_target_are_refused():
         LoraTraining(rank=0)
     with pytest.raises(UsageError, match="q_porj"):
         LoraTraining(targets=("q_porj",))
+
+
+@pytest.mark.parametrize("wrong", [{"streamed_layers": -1}, {"streamed_layers": 3}, {"streamed_embedding": True}])
+def test_only_frozen_layers_are_streamed(wrong):
+    with pytest.raises(UsageError, match="streamed_layers"):
+        Settings(**({"method": FullTraining(), "seq": 1, "batch": 1, "base": "float32"} | wrong))
+
+
+def test_autocast_is_of_float32_weights():
+    with pytest.raises(UsageError, match="autocast: expected base float32, got nf4"):
+        Settings(method=LoraTraining(), seq=1, batch=1, base="nf4", autocast=True)

@@ -1,0 +1,97 @@
+"""What one layer keeps from forward to backward, tensor by tensor.
+
+Two implementations are described: fused kernels in 16 bits, as in docs/math.md section 4, and this project's own layers,
+whose kept tensors a test compares one by one, in float32, in 16 bits, and in float32 with 16-bit products (autocast).
+"""
+
+from math import prod
+
+from puna.arch.config import ModelConfig
+from puna.arch.modules import LINEARS, linear_shapes, shares_input
+from puna.planning.counting import lora_parameters
+from puna.planning.settings import LoraTraining, Settings
+
+__all__ = ["layer_activations", "layer_bytes", "weight_copies"]
+
+
+def layer_bytes(config: ModelConfig, settings: Settings) -> int:
+    """One layer from forward to backward: its tokens' tensors, and the copies of weights that its products keep."""
+    return settings.tokens * sum(layer_activations(config, settings).values()) + weight_copies(config, settings)
+
+
+def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]:
+    """Bytes per token that one layer keeps from forward to backward, by tensor (math.md's `a` is their sum).
+
+    A Linear keeps its input only if it is trained or has an adapter; a frozen one needs its weight alone.
+    """
+    s, c, d, f = settings.compute_bytes, settings.product_bytes, config.dim, config.ffn_dim
+    q, kv = config.q_dim, config.kv_dim
+    parts = {
+        "norm_inputs": s * 2 * d,
+        "attention_input": c * d * _copies_of_input(settings, "q_proj"),
+        "queries": c * q,
+        "keys": c * kv,
+        "values": c * kv,
+        "log_sum_exp": 4 * config.n_heads,
+        "attention_output": c * q,
+        "feed_forward_input": c * d * _copies_of_input(settings, "gate_proj"),
+        "gate": c * f,
+        "up": c * f,
+        "activated_gate": c * f,
+        "product": c * f * _copies_of_input(settings, "down_proj"),
+    }
+    if isinstance(settings.method, LoraTraining):
+        targets = _targets(settings.method)
+        parts["lora_middle"] = c * sum(map(settings.method.rank_of, targets))
+        if settings.method.magnitudes:
+            shapes = linear_shapes(config)
+            parts["dora_outputs"] = c * sum(shapes[name][0] for name in targets)
+    return parts | _unfused_activations(config, settings) | _own_activations(settings)
+
+
+def weight_copies(config: ModelConfig, settings: Settings) -> int:
+    """16-bit copies of a layer's weights that its products keep for the way back, in this project's own layers.
+
+    Of a frozen or lone float32 Linear under autocast the whole weight; members of a group that trains as one node
+    are cast again instead. Of an adapter beside 16-bit products its factors.
+    """
+    if not settings.is_own or settings.product_bytes == 4:
+        return 0
+    shapes, factors = linear_shapes(config), 0
+    targets: tuple[str, ...] = ()
+    if isinstance(settings.method, LoraTraining):
+        method, targets = settings.method, _targets(settings.method)
+        layers = lora_parameters(config, method.rank, targets, method.ranks)
+        factors = layers // config.n_layers * (2 if method.starts else 1)
+    copied = [name for name in LINEARS if len(shares_input(name)) == 1 or set(targets) & set(shares_input(name))]
+    weights = sum(prod(shapes[name]) for name in copied) if settings.autocast else 0
+    return 2 * (weights + factors)
+
+
+def _copies_of_input(settings: Settings, name: str) -> int:
+    """How often the input that `name` shares is kept: under autocast every adapter casts the stream for itself."""
+    if not isinstance(settings.method, LoraTraining):
+        return 1
+    adapted = len(set(shares_input(name)) & set(settings.method.targets))
+    return adapted if settings.autocast else min(1, adapted)
+
+
+def _targets(method: LoraTraining) -> tuple[str, ...]:
+    return tuple(name for name in method.targets if name in LINEARS)
+
+
+def _unfused_activations(config: ModelConfig, settings: Settings) -> dict[str, int]:
+    """Surcharges of kernels that are not fused: float32 copies of norm inputs, k and v repeated, the score matrix."""
+    c, surcharges = settings.compute_bytes, {}
+    if "norms" in settings.unfused:
+        surcharges["norm_inputs_float32"] = 2 * (4 - c) * config.dim
+    if "heads" in settings.unfused:
+        surcharges["repeated_keys_values"] = 2 * c * (config.q_dim - config.kv_dim)
+    if "softmax" in settings.unfused:
+        surcharges["scores"] = config.n_heads * settings.seq * (c + 4)
+    return surcharges
+
+
+def _own_activations(settings: Settings) -> dict[str, int]:
+    """What this project's own layers keep otherwise: 1 / rms of two norms; silu(gate) is formed again."""
+    return {"inverse_rms": 2 * 4, "activated_gate": 0} if settings.is_own else {}

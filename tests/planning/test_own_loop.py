@@ -1,0 +1,112 @@
+"""Our own layers and loop, tensor by tensor: what autograd keeps of a layer, and the allocator's peak of a step."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from puna.arch.config import ModelConfig
+from puna.arch.modules import LINEARS, linear_paths, linear_shapes
+from puna.model.linears.adapter import LoraOverride, LoraSettings
+from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.lora import lora_linear
+from puna.model.linears.nf4 import Nf4Linear
+from puna.model.llama import Llama
+from puna.model.loss import chunked_nats
+from puna.model.positions import rope_angles
+from puna.model.surgery import get_linear, replace_linear
+from puna.planning.activations import layer_bytes
+from puna.planning.memory import peak_memory
+from puna.planning.settings import FullTraining, LoraTraining, Settings
+from puna.training.activations import checkpointed_blocks
+
+MODEL = ModelConfig(
+    vocab_size=512, dim=64, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=24, ffn_dim=176, max_seq_len=256
+)
+KINDS = {"lora": {}, "dora": {"magnitudes": True}, "olora": {"start": "olora"}}
+QUANTISED = {"int8": Int8Linear, "nf4": Nf4Linear}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("targets", [None, LINEARS, ("q_proj", "v_proj"), ("gate_proj",), ("o_proj", "down_proj")])
+@pytest.mark.parametrize("base", ["float32", "autocast", "bfloat16", "int8", "nf4"])
+def test_a_layer_keeps_exactly_the_planned_bytes(base, targets, kind):
+    if targets is None and (kind != "lora" or base in QUANTISED):
+        return  # quantised weights are not trained, and full training has no kinds
+    tokens, autocast = 40, base == "autocast"
+    model, settings = built("float32" if autocast else base, targets, kind, tokens=tokens, autocast=autocast)
+    x = torch.randn(1, tokens, MODEL.dim, dtype=model.embed_tokens.weight.dtype, requires_grad=True)
+    cos, sin = rope_angles(model.frequencies_P, torch.arange(tokens)[None])
+    owned = storages([*model.parameters(), *model.buffers(), cos, sin])
+    saved = []
+    keep = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), keep:
+        model.layers[0](x, cos, sin, None, None)
+    kept = {place: size for place, size in storages(saved).items() if place not in owned}
+    ratios = 0
+    if targets is not None and kind == "dora":  # its row lengths in float32, and m / |W| in the products' type
+        ratios = (4 + settings.product_bytes) * sum(linear_shapes(MODEL)[name][0] for name in targets)
+    assert sum(kept.values()) - ratios == layer_bytes(MODEL, settings)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("targets", "vocabulary"), [(None, 512), (None, 16_384), (LINEARS, 512), (LINEARS, 16_384)])
+def test_a_planned_step_is_near_the_allocated_peak(targets, vocabulary, checkpointing):
+    config = ModelConfig(
+        vocab_size=vocabulary, dim=128, n_layers=4, n_heads=2, n_kv_heads=1, head_dim=64, ffn_dim=352, max_seq_len=256
+    )
+    model, settings = built("float32", targets, "lora", tokens=512, config=config, checkpointing=checkpointing)
+    ids = torch.zeros(2, 256, dtype=torch.int64)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with checkpointed_blocks(model) if checkpointing else nullcontext():
+            nats = chunked_nats(model.lm_head, model.hidden(ids), ids)
+            (nats.sum / nats.count).backward()
+        optimizer.step()
+
+    step()
+    optimizer.zero_grad(set_to_none=True)
+    held = 4 * sum(weight.numel() for weight in model.parameters()) + 8 * sum(weight.numel() for weight in trained)
+    assert peak_memory(config, settings, 0).total == pytest.approx(held + allocated_peak(step), rel=0.08)
+
+
+def built(base, targets, kind, *, tokens, config=MODEL, **changes):
+    """A model of that base with that adapter, and the settings that plan it."""
+    model, method = Llama(config), FullTraining()
+    if base != "float32":
+        model = model.to(torch.bfloat16)
+    if base in QUANTISED:
+        for path in list(linear_paths(config)):
+            replace_linear(model, path, QUANTISED[base].from_dense(get_linear(model, path).weight))
+    if targets is not None:
+        ranks = {name: rank for name, rank in (("down_proj", 5), ("q_proj", 3)) if name in targets}
+        method = LoraTraining(rank=8, targets=targets, ranks=ranks, magnitudes=kind == "dora", starts=kind == "olora")
+        overrides = tuple(LoraOverride(target=name, rank=rank) for name, rank in ranks.items())
+        adapter = LoraSettings(rank=8, alpha=8, targets=targets, overrides=overrides, **KINDS[kind])
+        model.requires_grad_(requires_grad=False)
+        for path in list(linear_paths(config, targets)):
+            replace_linear(model, path, lora_linear(get_linear(model, path), adapter, path=path))
+    seq, batch = (tokens // 2, 2) if tokens > 40 else (tokens, 1)
+    return model, Settings(method=method, seq=seq, batch=batch, base=base, own_loop=True, **changes)
+
+
+def storages(tensors):
+    return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in tensors}
+
+
+def allocated_peak(step):
+    """The largest sum of live bytes that the allocator handed out during a step."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
