@@ -1,5 +1,6 @@
 """`puna plan`."""
 
+import sys
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -18,6 +19,7 @@ def plan(
     seq: Count | None = None,
     batch: int = 1,
     train: Literal["full", "lora"] | None = None,
+    method: Literal["lora", "rslora", "dora", "pissa"] = "lora",
     rank: int = 16,
     targets: str = "all",
     base: Literal["float32", "bfloat16", "int8", "nf4"] | None = None,
@@ -34,6 +36,7 @@ def plan(
         seq: tokens in a sequence; 2048, or the model's context where that is shorter.
         batch: sequences at once.
         train: train everything, or a LoRA; without it: generate.
+        method: the kind of adapter; DoRA trains row lengths too, PiSSA keeps its start beside it.
         rank: of the LoRA.
         targets: all, attention, mlp, or Linears joined by commas.
         base: how the weights are stored; float32 for full training, else bfloat16.
@@ -44,13 +47,14 @@ def plan(
     """
     from puna.jobs.plan import PlansResult
     from puna.jobs.plan import plan as make_plan
-    from puna.jobs.plan_table import card_rows, plan_rows
+    from puna.jobs.plan_table import card_rows, memory_bars, plan_rows
 
     result = make_plan(
         models,
         seq=seq,
         batch=batch,
         train=train,
+        method=method,
         rank=rank,
         targets=targets,
         base=base,
@@ -65,6 +69,8 @@ def plan(
         print_json(result)
         return 0 if fitting else 1
     print_table(("", *(each.model for each in plans)), [(name, *cells) for name, cells in plan_rows(plans)])
+    if sys.stdout.isatty() and len(plans) == 1:
+        print("\n" + "\n".join(memory_bars(plans[0])))
     for each in plans:
         if each.cards is not None:
             header, *rows = card_rows(each)

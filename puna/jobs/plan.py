@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import match_linears
@@ -11,15 +12,17 @@ from puna.errors import UsageError, unknown_name
 from puna.jobs.quantities import parse_bytes
 from puna.planning import counting
 from puna.planning.compute import forward_flops, training_flops
-from puna.planning.fit import CardFit, Fit, fit_cards, fit_memory
-from puna.planning.memory import Memory, peak_memory
+from puna.planning.fit import Attempt, CardFit, Fit, fit_cards, fit_memory
+from puna.planning.memory import Memory, bus_bytes_per_step, peak_memory
 from puna.planning.settings import Base, FullTraining, Inference, LoraTraining, Loss, Method, Settings
 from puna.weights.headers import read_config
 
-__all__ = ["Lora", "PlanFlops", "PlanResult", "PlanSettings", "PlansResult", "Traits", "plan"]
+__all__ = ["AdapterMethod", "Lora", "PlanFlops", "PlanResult", "PlanSettings", "PlansResult", "Traits", "plan"]
 
 DEFAULT_SEQ = 2048
 
+AdapterMethod = Literal["lora", "rslora", "dora", "pissa"]
+ADAPTER_METHODS: tuple[AdapterMethod, ...] = get_args(AdapterMethod)
 Model = str | Path | ModelConfig
 
 
@@ -40,10 +43,15 @@ class Traits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """An adapter's size; `per_module` counts one layer's Linears, `percent` is of the base's parameters."""
+    """An adapter's size; `per_module` counts one layer's Linears, `percent` is of the base's parameters.
 
+    `frozen` are numbers that stand beside what is trained: a PiSSA's start, a DoRA's lengths of the base's rows.
+    """
+
+    method: AdapterMethod
     rank: int
     parameters: int
+    frozen: int
     percent: float
     per_module: dict[str, int]
 
@@ -68,6 +76,8 @@ class PlanSettings:
     seq: int
     checkpointing: bool
     loss: Loss
+    streamed_layers: int
+    streamed_embedding: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +86,8 @@ class PlanResult:
 
     `embedding_parameters` counts the input table, `head_parameters` the output projection (0 when tied). With a memory
     to fit, `settings`, `bytes` and `flops` are those found, `changed` says what differs from the wanted ones, and where
-    `fits` is false they are those of `smallest_bytes`, the smallest memory that would do. Else `fits` is None.
+    `fits` is false they are those of `smallest_bytes`, the smallest memory that would do. Else `fits` is None. `tried`
+    are the steps of that search, `instead` what would fit on a smaller base.
     """
 
     model: str
@@ -92,6 +103,9 @@ class PlanResult:
     memory_bytes: int | None
     smallest_bytes: int | None
     changed: tuple[str, ...]
+    tried: tuple[Attempt, ...]
+    instead: tuple[Attempt, ...]
+    bus_bytes_per_step: int
     settings: PlanSettings
     traits: Traits
     cards: tuple[CardFit, ...] | None
@@ -110,6 +124,7 @@ def plan(
     seq: int | None = None,
     batch: int = 1,
     train: str | None = None,
+    method: AdapterMethod = "lora",
     rank: int = 16,
     targets: str = "all",
     base: Base | None = None,
@@ -122,7 +137,7 @@ def plan(
 
     Args:   models: a preset's name, a path that read_config knows, or a ModelConfig; one or several.
             seq: tokens of a sequence; None: 2048, or the model's context where that is shorter.
-            train: `full`, `lora` or None for inference.
+            train: `full`, `lora` or None for inference. method: the kind of adapter that is counted.
             base: how weights are stored; None: float32 for full training (bfloat16 on cards), else bfloat16.
             fit: a memory in bytes or as text (`16GB`).
             cards: add the table of common cards.
@@ -131,15 +146,19 @@ def plan(
     several = [models] if isinstance(models, str | Path | ModelConfig) else list(models)
     if not several:
         raise UsageError("plan: expected at least one model, got none", "name a preset such as llama-3-8b")
-    lora = LoraTraining(rank=rank, targets=match_linears(targets))
-    method = _method(train, lora)
+    if method not in ADAPTER_METHODS:
+        raise unknown_name("method", method, ADAPTER_METHODS)
+    lora = LoraTraining(
+        rank=rank, targets=match_linears(targets), magnitudes=method == "dora", starts=method == "pissa"
+    )
+    training = _method(train, lora)
     memory_bytes = parse_bytes(fit) if isinstance(fit, str) else fit
-    chosen: Base = base or ("float32" if isinstance(method, FullTraining) else "bfloat16")
+    chosen: Base = base or ("float32" if isinstance(training, FullTraining) else "bfloat16")
     results = []
     for model in several:
         name, config, generation = _read(model)
         settings = Settings(
-            method=method,
+            method=training,
             seq=_sequence(name, config, seq),
             batch=batch,
             base=chosen,
@@ -147,38 +166,35 @@ def plan(
             loss=loss,
         )
         card_settings = replace(settings, base=base or "bfloat16") if cards else None
-        results.append(_plan_one(name, config, generation, settings, lora, memory_bytes, card_settings))
+        found = _find(config, settings, memory_bytes)
+        lora_size = _lora(config, lora, method)
+        results.append(_plan_one(name, config, generation, found, lora_size, memory_bytes, card_settings))
     return results[0] if len(results) == 1 else PlansResult(plans=tuple(results))
+
+
+def _find(config: ModelConfig, wanted: Settings, memory_bytes: int | None) -> Fit:
+    if memory_bytes is None:
+        return Fit(fits=True, settings=wanted, memory=peak_memory(config, wanted), changed=())
+    return fit_memory(config, wanted, memory_bytes)
 
 
 def _plan_one(
     name: str,
     config: ModelConfig,
     generation: Generation | None,
-    wanted: Settings,
-    lora: LoraTraining,
+    found: Fit,
+    lora: Lora,
     memory_bytes: int | None,
     card_settings: Settings | None,
 ) -> PlanResult:
-    if memory_bytes is None:
-        found = Fit(fits=True, settings=wanted, memory=peak_memory(config, wanted), changed=())
-    else:
-        found = fit_memory(config, wanted, memory_bytes)
     parameters = counting.parameter_count(config)
-    adapter = counting.lora_parameters(config, lora.rank, lora.targets)
-    trainable = {"inference": 0, "full": parameters, "lora": adapter}[wanted.method.kind]
     return PlanResult(
         model=name,
         parameters=parameters,
         embedding_parameters=counting.embedding_parameters(config),
         head_parameters=counting.head_parameters(config),
-        trainable_parameters=trainable,
-        lora=Lora(
-            rank=lora.rank,
-            parameters=adapter,
-            percent=100 * adapter / parameters,
-            per_module=counting.lora_per_module(config, lora.rank, lora.targets),
-        ),
+        trainable_parameters={"inference": 0, "full": parameters, "lora": lora.parameters}[found.settings.method.kind],
+        lora=lora,
         bytes=found.memory,
         kv_cache_bytes_per_token=counting.kv_cache_bytes_per_token(config, found.settings.compute_bytes),
         flops=_flops(config, found.settings),
@@ -186,9 +202,26 @@ def _plan_one(
         memory_bytes=memory_bytes,
         smallest_bytes=None if found.fits else found.memory.total,
         changed=found.changed,
+        tried=found.tried,
+        instead=found.instead,
+        bus_bytes_per_step=bus_bytes_per_step(config, found.settings),
         settings=_settings(found.settings, lora),
         traits=_traits(config, generation),
         cards=None if card_settings is None else fit_cards(config, card_settings),
+    )
+
+
+def _lora(config: ModelConfig, lora: LoraTraining, method: AdapterMethod) -> Lora:
+    """The adapter's size."""
+    factors = counting.lora_parameters(config, lora.rank, lora.targets)
+    trained = counting.lora_parameters(config, lora.rank, lora.targets, magnitudes=lora.magnitudes)
+    return Lora(
+        method=method,
+        rank=lora.rank,
+        parameters=trained,
+        frozen=(factors if lora.starts else 0) + trained - factors,
+        percent=100 * trained / counting.parameter_count(config),
+        per_module=counting.lora_per_module(config, lora.rank, lora.targets, magnitudes=lora.magnitudes),
     )
 
 
@@ -228,17 +261,19 @@ def _flops(config: ModelConfig, settings: Settings) -> PlanFlops:
     )
 
 
-def _settings(settings: Settings, lora: LoraTraining) -> PlanSettings:
+def _settings(settings: Settings, lora: Lora) -> PlanSettings:
     kind = settings.method.kind
     return PlanSettings(
         train=None if kind == "inference" else kind,
         rank=lora.rank,
-        targets=lora.targets,
+        targets=tuple(lora.per_module),
         base=settings.base,
         batch=settings.batch,
         seq=settings.seq,
         checkpointing=settings.checkpointing,
         loss=settings.loss,
+        streamed_layers=settings.streamed_layers,
+        streamed_embedding=settings.streamed_embedding,
     )
 
 

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from puna.jobs.plan import PlanResult
+from puna.planning.fit import Attempt
 from puna.planning.hardware import UTILISATION
-from puna.report.numbers import human_count, human_seconds
+from puna.report.numbers import human_bytes, human_count, human_seconds
 
-__all__ = ["card_rows", "plan_rows"]
+__all__ = ["card_rows", "memory_bars", "plan_rows"]
+
+_BAR_WIDTH = 60
 
 Show = Callable[[PlanResult], str]
 
@@ -15,6 +18,23 @@ def plan_rows(plans: Sequence[PlanResult]) -> list[tuple[str, tuple[str, ...]]]:
     """A label, and one cell for each model. Rows that are empty for every model are left out."""
     rows = [(label, tuple(show(result) for result in plans)) for label, show in (*_TRAITS, *_COUNTS, *_BYTES, *_END)]
     return [(label, cells) for label, cells in rows if any(cells)]
+
+
+def memory_bars(result: PlanResult) -> list[str]:
+    """Each term of the peak as a line with a bar in proportion, at most 100 characters wide."""
+    terms = [(label, getattr(result.bytes, name)) for label, name in _TERMS]
+    shown = [(label, size) for label, size in terms if size]
+    sizes = [human_bytes(size) for _, size in shown]
+    left, middle, total = max(len(label) for label, _ in shown), max(map(len, sizes)), result.bytes.total
+    return [
+        f"{label:<{left}}  {words:>{middle}}  {size / total:4.0%}  {_bar(size, total)}"
+        for (label, size), words in zip(shown, sizes, strict=True)
+    ]
+
+
+def _bar(size: int, total: int) -> str:
+    """At least one character, so that no term is overlooked; the peak itself has the full width."""
+    return "#" * max(1, round(_BAR_WIDTH * size / total))
 
 
 def card_rows(result: PlanResult) -> list[tuple[str, ...]]:
@@ -57,6 +77,8 @@ def _settings(result: PlanResult) -> str:
     words = [chosen.train or "inference", f"base {chosen.base}", f"{chosen.batch} x {chosen.seq} tokens"]
     if chosen.train is not None:
         words += ["checkpointing"] * chosen.checkpointing + [f"{chosen.loss} loss"]
+    if chosen.streamed_layers:
+        words.append(f"{chosen.streamed_layers} layers streamed")
     return ", ".join(words)
 
 
@@ -66,6 +88,24 @@ def _fits(result: PlanResult) -> str:
     if not result.fits:
         return f"no: the smallest that would do is {_both(result.bytes.total)}"
     return "yes" + (f" with {', '.join(result.changed)}" if result.changed else "")
+
+
+def _why(result: PlanResult) -> str:
+    """The steps of the search, in words."""
+    if result.memory_bytes is None:
+        return ""
+    return "; ".join(_attempt_words(attempt) for attempt in result.tried)
+
+
+def _instead(result: PlanResult) -> str:
+    return "; ".join(_attempt_words(attempt) for attempt in result.instead)
+
+
+def _attempt_words(attempt: Attempt) -> str:
+    words = f"{', '.join(attempt.changed) or 'as asked'} needs {human_bytes(attempt.total_bytes)}"
+    if attempt.bus_bytes_per_step:
+        words += f" and copies {human_bytes(attempt.bus_bytes_per_step)} over the bus a step"
+    return words + (": fits" if attempt.fits else ": too much")
 
 
 _TRAITS: tuple[tuple[str, Show], ...] = (
@@ -86,27 +126,26 @@ _COUNTS: tuple[tuple[str, Show], ...] = (
         "LoRA",
         lambda result: f"{result.lora.parameters:,} ({result.lora.percent:.4f} %) at rank {result.lora.rank}",
     ),
+    ("frozen beside it", lambda result: f"{result.lora.frozen:,}" if result.lora.frozen else ""),
     ("trained", lambda result: f"{result.trainable_parameters:,}" if result.trainable_parameters else ""),
     ("cache per token", lambda result: f"{result.kv_cache_bytes_per_token:,} B"),
     ("FLOPs per token, forward", lambda result: human_count(result.flops.forward_per_token)),
     ("FLOPs per token, training", lambda result: human_count(result.flops.train_per_token)),
     ("settings", _settings),
 )
-_BYTES: tuple[tuple[str, Show], ...] = tuple(
-    (label, _bytes(name))
-    for label, name in (
-        ("weights", "weights"),
-        ("adapters", "adapters"),
-        ("gradients", "gradients"),
-        ("optimizer", "optimizer"),
-        ("key-value cache", "kv_cache"),
-        ("activations", "activations"),
-        ("logits", "logits"),
-        ("runtime", "runtime"),
-        ("peak", "total"),
-    )
+_TERMS = (
+    ("weights", "weights"),
+    ("adapters", "adapters"),
+    ("gradients", "gradients"),
+    ("optimizer", "optimizer"),
+    ("key-value cache", "kv_cache"),
+    ("activations", "activations"),
+    ("logits", "logits"),
+    ("runtime", "runtime"),
+    ("peak", "total"),
 )
-_END: tuple[tuple[str, Show], ...] = (("fits", _fits),)
+_BYTES: tuple[tuple[str, Show], ...] = tuple((label, _bytes(name)) for label, name in _TERMS)
+_END: tuple[tuple[str, Show], ...] = (("fits", _fits), ("because", _why), ("instead", _instead))
 
 
 def _both(size: int) -> str:

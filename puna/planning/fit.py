@@ -1,7 +1,8 @@
 """Settings that fit a memory: as wanted if they do, else the first that do in order of what they cost the user.
 
-For the wanted batch and length: nothing changed, then a chunked loss (free), then checkpointing (time), then a smaller
-base (precision); after that a smaller batch, then shorter sequences, with the same order within each.
+For the wanted batch and length: nothing changed, then a chunked loss (free), then checkpointing (time), then for an
+adapter as few frozen layers streamed from host memory as it takes (time, on the bus), then a smaller base (precision);
+after that a smaller batch, then shorter sequences, with the same order within each.
 """
 
 from collections.abc import Iterator
@@ -9,34 +10,50 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 
 from puna.arch.config import ModelConfig
+from puna.arch.modules import EMBEDDING
 from puna.planning.compute import training_flops
 from puna.planning.hardware import CARDS, FLOAT32_SHARE, Card, compute_seconds, decode_seconds
-from puna.planning.memory import Memory, peak_memory
-from puna.planning.settings import BASES, FullTraining, Inference, Settings
+from puna.planning.memory import STREAM_BUFFERS, Memory, bus_bytes_per_step, peak_memory
+from puna.planning.settings import BASES, FullTraining, Inference, LoraTraining, Settings
 
-__all__ = ["CardFit", "Fit", "fit_cards", "fit_memory"]
+__all__ = ["Attempt", "CardFit", "Fit", "fit_cards", "fit_memory"]
 
 SHORTEST_SEQ = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One step of the search: what it would change, its peak, and what it copies over the bus at each training step."""
+
+    changed: tuple[str, ...]
+    total_bytes: int
+    fits: bool
+    bus_bytes_per_step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """The settings found and their peak; where nothing fits, those of the smallest memory that would do.
 
-    `changed` names each setting that differs from the wanted one, as `base: bfloat16 -> nf4`.
+    `changed` names each setting that differs from the wanted one, as `base: bfloat16 -> nf4`. `tried` are the steps of
+    the search at the batch and length found, the last of them the chosen; `instead` is the first that fits of each
+    smaller base.
     """
 
     fits: bool
     settings: Settings
     memory: Memory
     changed: tuple[str, ...]
+    tried: tuple[Attempt, ...] = ()
+    instead: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFit:
     """One line of the table of cards.
 
-    `seconds_per_million_tokens`: trained, limited by arithmetic, or generated, limited by bandwidth; None: it does not fit.
+    `seconds_per_million_tokens`: trained, limited by arithmetic or by what streaming copies meanwhile, or generated,
+    limited by bandwidth; None: it does not fit.
     """
 
     card: str
@@ -49,10 +66,22 @@ class CardFit:
 
 def fit_memory(config: ModelConfig, wanted: Settings, memory_bytes: int) -> Fit:
     """The first settings whose peak is within `memory_bytes`, or the smallest peak there is."""
-    peaks = [(settings, peak_memory(config, settings)) for settings in _candidates(wanted)]
-    fitting = (peak for peak in peaks if peak[1].total <= memory_bytes)
-    settings, memory = next(fitting, min(peaks, key=lambda peak: peak[1].total))
-    return Fit(fits=memory.total <= memory_bytes, settings=settings, memory=memory, changed=_changes(wanted, settings))
+    smallest: tuple[Settings, Memory] | None = None
+    for batch, seq in _workloads(wanted):
+        tried: list[Settings] = []
+        steps = _steps(config, replace(wanted, batch=batch, seq=seq), memory_bytes)
+        for settings in steps:
+            memory = peak_memory(config, settings)
+            tried.append(settings)
+            if memory.total <= memory_bytes:
+                return _found(config, wanted, memory_bytes, tried, list(steps))
+            if smallest is None or memory.total < smallest[1].total:
+                smallest = settings, memory
+    assert smallest is not None, "there is always the wish itself"
+    settings, memory = smallest
+    tried_there = list(_steps(config, replace(wanted, batch=settings.batch, seq=settings.seq), memory_bytes))
+    attempts = tuple(_attempt(config, wanted, each, memory_bytes) for each in tried_there)
+    return Fit(fits=False, settings=settings, memory=memory, changed=_changes(wanted, settings, config), tried=attempts)
 
 
 def fit_cards(config: ModelConfig, wanted: Settings) -> tuple[CardFit, ...]:
@@ -76,17 +105,64 @@ def _seconds_per_token(config: ModelConfig, found: Fit, card: Card) -> float:
     if isinstance(found.settings.method, Inference):
         return decode_seconds(card, found.memory.weights, found.memory.kv_cache, found.settings.batch)
     share = FLOAT32_SHARE if found.settings.base == "float32" else 1.0
-    return compute_seconds(card, training_flops(config, found.settings)) / share / found.settings.tokens
+    seconds = compute_seconds(card, training_flops(config, found.settings)) / share
+    bus = bus_bytes_per_step(config, found.settings) / card.bus_bytes_per_second
+    return max(seconds, bus) / found.settings.tokens
 
 
-def _candidates(wanted: Settings) -> Iterator[Settings]:
-    trains = not isinstance(wanted.method, Inference)
-    bases = (wanted.base,) if isinstance(wanted.method, FullTraining) else BASES[BASES.index(wanted.base) :]
-    checkpointing = sorted({wanted.checkpointing, trains or wanted.checkpointing})
-    losses = dict.fromkeys((wanted.loss, "chunked")) if trains else (wanted.loss,)
-    for batch, seq in _workloads(wanted):
-        for base, recompute, loss in product(bases, checkpointing, losses):
-            yield replace(wanted, batch=batch, seq=seq, base=base, checkpointing=recompute, loss=loss)
+def _found(
+    config: ModelConfig, wanted: Settings, memory_bytes: int, tried: list[Settings], rest: list[Settings]
+) -> Fit:
+    """The answer where the last of `tried` fits. Args: rest: the steps after it."""
+    chosen = tried[-1]
+    instead: dict[str, Settings] = {}
+    for settings in rest:
+        if settings.base != chosen.base and peak_memory(config, settings).total <= memory_bytes:
+            instead.setdefault(settings.base, settings)
+    return Fit(
+        fits=True,
+        settings=chosen,
+        memory=peak_memory(config, chosen),
+        changed=_changes(wanted, chosen, config),
+        tried=tuple(_attempt(config, wanted, each, memory_bytes) for each in tried),
+        instead=tuple(_attempt(config, wanted, each, memory_bytes) for each in instead.values()),
+    )
+
+
+def _attempt(config: ModelConfig, wanted: Settings, settings: Settings, memory_bytes: int) -> Attempt:
+    total = peak_memory(config, settings).total
+    return Attempt(
+        changed=_changes(wanted, settings, config),
+        total_bytes=total,
+        fits=total <= memory_bytes,
+        bus_bytes_per_step=bus_bytes_per_step(config, settings),
+    )
+
+
+def _steps(config: ModelConfig, workload: Settings, memory_bytes: int) -> Iterator[Settings]:
+    """What is tried at one batch and length, in order."""
+    trains = not isinstance(workload.method, Inference)
+    is_full = isinstance(workload.method, FullTraining)
+    checkpointing = sorted({workload.checkpointing, trains or workload.checkpointing})
+    losses = dict.fromkeys((workload.loss, "chunked")) if trains else (workload.loss,)
+    for base in (workload.base,) if is_full else BASES[BASES.index(workload.base) :]:
+        for recompute, loss in product(checkpointing, losses):
+            yield replace(workload, base=base, checkpointing=recompute, loss=loss)
+        if isinstance(workload.method, LoraTraining):
+            yield _streamed(config, replace(workload, base=base, checkpointing=True, loss="chunked"), memory_bytes)
+
+
+def _streamed(config: ModelConfig, resident: Settings, memory_bytes: int) -> Settings:
+    """The embedding in host memory, and as few streamed layers as fit, or all."""
+    assert isinstance(resident.method, LoraTraining), "only frozen layers are streamed"
+    settings = resident
+    if not config.tied_embeddings and EMBEDDING not in resident.method.targets:
+        settings = replace(settings, streamed_embedding=True)
+    for layers in (resident.streamed_layers, *range(STREAM_BUFFERS + 1, config.n_layers + 1)):
+        settings = replace(settings, streamed_layers=max(layers, resident.streamed_layers))
+        if peak_memory(config, settings).total <= memory_bytes:
+            break
+    return settings
 
 
 def _workloads(wanted: Settings) -> Iterator[tuple[int, int]]:
@@ -101,9 +177,14 @@ def _workloads(wanted: Settings) -> Iterator[tuple[int, int]]:
         yield batch, seq
 
 
-def _changes(wanted: Settings, found: Settings) -> tuple[str, ...]:
-    pairs = ((item.name, getattr(wanted, item.name), getattr(found, item.name)) for item in fields(wanted))
-    return tuple(f"{name}: {_word(old)} -> {_word(new)}" for name, old, new in pairs if old != new)
+def _changes(wanted: Settings, found: Settings, config: ModelConfig) -> tuple[str, ...]:
+    pairs = {item.name: (getattr(wanted, item.name), getattr(found, item.name)) for item in fields(wanted)}
+    words = {name: f"{name}: {_word(old)} -> {_word(new)}" for name, (old, new) in pairs.items() if old != new}
+    if "streamed_layers" in words:
+        words["streamed_layers"] = f"streamed layers: {found.streamed_layers} of {config.n_layers}"
+    if "streamed_embedding" in words:
+        words["streamed_embedding"] = "embedding: in host memory"
+    return tuple(words.values())
 
 
 def _word(value: object) -> str:

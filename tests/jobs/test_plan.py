@@ -8,7 +8,8 @@ import pytest
 from puna.arch.presets import PRESETS
 from puna.errors import UsageError
 from puna.jobs.plan import PlansResult, plan
-from puna.jobs.plan_table import card_rows, plan_rows
+from puna.jobs.plan_table import card_rows, memory_bars, plan_rows
+from puna.report.numbers import human_bytes
 
 PROMISED = {
     "parameters",
@@ -27,7 +28,7 @@ TERMS = {"weights", "adapters", "gradients", "optimizer", "activations", "logits
 def test_the_result_holds_every_promised_key():
     printed = json.loads(json.dumps(asdict(plan("llama-3-8b", train="lora"))))
     assert printed.keys() >= PROMISED
-    assert printed["lora"].keys() == {"rank", "parameters", "percent", "per_module"}
+    assert printed["lora"].keys() == {"method", "rank", "parameters", "frozen", "percent", "per_module"}
     assert printed["bytes"].keys() >= TERMS
     assert printed["flops"].keys() == {"forward_per_token", "train_per_token"}
     assert printed["fits"] is None
@@ -94,20 +95,60 @@ def test_a_config_file_is_a_model(tmp_path):
     assert plan(path).parameters == plan(str(path)).parameters == 8_030_261_248
 
 
-@pytest.mark.parametrize("memory", ["14GB", "16GB", "18GB"])
-def test_a_memory_to_fit_names_what_changed(memory):
+@pytest.mark.parametrize(("memory", "layers"), [("8GB", 26), ("12GB", 16), ("14GB", 12), ("16GB", 7), ("18GB", 3)])
+def test_a_memory_to_fit_names_what_changed(memory, layers):
     result = plan("llama-3-8b", train="lora", fit=memory)
     assert result.fits
-    assert result.bytes.total <= result.memory_bytes == int(memory[:2]) * 10**9
-    assert result.changed == ("base: bfloat16 -> int8", "checkpointing: off -> on")
-    assert result.settings.base == "int8"
+    assert result.bytes.total <= result.memory_bytes == int(memory[:-2]) * 10**9
+    words = (f"streamed layers: {layers} of 32", "embedding: in host memory")
+    assert result.changed == ("checkpointing: off -> on", *words)
+    assert (result.settings.streamed_layers, result.settings.streamed_embedding) == (layers, True)
+    assert result.bus_bytes_per_step == 2 * layers * 436_224_000
+    rows = dict(plan_rows([result]))
+    assert "as asked needs 29.6 GB: too much; checkpointing: off -> on needs 19.1 GB: too much" in rows["because"][0]
+    assert f"copies {human_bytes(result.bus_bytes_per_step)} over the bus a step: fits" in rows["because"][0]
+    assert "base: bfloat16 -> nf4" in rows["instead"][0]
+
+
+def test_nf4_fits_14_gb_with_every_layer_resident():
+    result = plan("llama-3-8b", train="lora", base="nf4", fit="14GB")
+    assert result.changed == ("checkpointing: off -> on",)
+    assert result.bus_bytes_per_step == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "trained", "frozen"),
+    [
+        ("lora", 41_943_040, 0),
+        ("rslora", 41_943_040, 0),
+        ("dora", 41_943_040 + 32 * 43_008, 32 * 43_008),
+        ("pissa", 41_943_040, 41_943_040),
+    ],
+)
+def test_adapters_of_each_kind_are_counted(method, trained, frozen):
+    result = plan("llama-3-8b", train="lora", method=method)
+    assert (result.lora.parameters, result.lora.frozen, result.trainable_parameters) == (trained, frozen, trained)
+    assert result.bytes.adapters == 4 * (trained + frozen)
+    assert result.bytes.optimizer == 8 * trained
+
+
+@pytest.mark.parametrize("wish", [{}, {"train": "lora"}, {"train": "full"}, {"train": "lora", "fit": "8GB"}])
+def test_bars_are_aligned_in_proportion_and_narrow(wish):
+    lines = memory_bars(plan("llama-3-8b", **wish))
+    assert len({line.index("%") for line in lines}) == 1
+    assert len({line.index("#") for line in lines}) == 1
+    assert max(map(len, lines)) <= 100
+    lengths = [line.count("#") for line in lines]
+    assert lengths[-1] == max(lengths) == 60
+    assert abs(sum(lengths[:-1]) - 60) < len(lines)
 
 
 def test_what_does_not_fit_names_the_smallest_memory_that_would():
-    result = plan("llama-3-70b", train="lora", fit="8GB")
+    result = plan("llama-3-70b", train="lora", fit="4GB")
     assert result.fits is False
     assert result.smallest_bytes == result.bytes.total
     assert plan("llama-3-70b", train="lora", fit=result.smallest_bytes).fits
+    assert not plan("llama-3-70b", train="lora", fit=result.smallest_bytes - 1).fits
 
 
 def test_cards_are_one_table():
@@ -139,6 +180,7 @@ def test_the_table_for_people_has_a_cell_for_each_model():
         {"models": "tiny", "train": "full", "base": "nf4"},
         {"models": "tiny", "targets": "q_porj"},
         {"models": "tiny", "rank": 0},
+        {"models": "tiny", "method": "dorra"},
         {"models": "tiny", "batch": 0},
         {"models": "tiny", "fit": "much"},
     ],
