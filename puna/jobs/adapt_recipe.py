@@ -127,6 +127,7 @@ def resumed_recipe(out: Path, settings: Sequence[str] = ()) -> AdaptRecipe:
 
 def planned_settings(recipe: AdaptRecipe) -> Settings:
     """What the planner is asked about a run; a module's own rank counts by its name in the first layer."""
+    base = recipe.base_type or "float32"
     method: LoraTraining | FullTraining = FullTraining()
     if (lora := recipe.lora) is not None:
         method = LoraTraining(
@@ -140,9 +141,12 @@ def planned_settings(recipe: AdaptRecipe) -> Settings:
         method=method,
         seq=recipe.training.seq,
         batch=min(recipe.training.batch, recipe.training.micro_batch),
-        base=recipe.base_type or "float32",
+        base=base,
         checkpointing=recipe.training.checkpoint_activations,
         packed=True,
+        own_loop=True,
+        autocast=base == "float32" and recipe.training.precision != "float32",
+        accumulates=recipe.training.batch > recipe.training.micro_batch,
     )
 
 

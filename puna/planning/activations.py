@@ -52,28 +52,38 @@ def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]
 def weight_copies(config: ModelConfig, settings: Settings) -> int:
     """16-bit copies of a layer's weights that its products keep for the way back, in this project's own layers.
 
-    Of a frozen or lone float32 Linear under autocast the whole weight; members of a group that trains as one node
-    are cast again instead. Of an adapter beside 16-bit products its factors.
+    Of a frozen or lone float32 Linear under autocast the whole weight; what multiplies as a node of ours is cast again
+    instead: members of a group that trains together, an adapter beside a dense base. Of any other adapter its factors.
     """
     if not settings.is_own or settings.product_bytes == 4:
         return 0
-    shapes, factors = linear_shapes(config), 0
-    targets: tuple[str, ...] = ()
+    shapes, factors, targets, in_nodes = linear_shapes(config), 0, set[str](), set[str]()
     if isinstance(settings.method, LoraTraining):
-        method, targets = settings.method, _targets(settings.method)
+        method, targets = settings.method, set(_targets(settings.method))
         layers = lora_parameters(config, method.rank, targets, method.ranks)
         factors = layers // config.n_layers * (2 if method.starts else 1)
-    copied = [name for name in LINEARS if len(shares_input(name)) == 1 or set(targets) & set(shares_input(name))]
-    weights = sum(prod(shapes[name]) for name in copied) if settings.autocast else 0
+        if _multiplies_as_node(settings):
+            factors, in_nodes = 0, targets
+    copied = [name for name in LINEARS if len(shares_input(name)) == 1 or targets & set(shares_input(name))]
+    weights = sum(prod(shapes[name]) for name in copied if name not in in_nodes) if settings.autocast else 0
     return 2 * (weights + factors)
 
 
 def _copies_of_input(settings: Settings, name: str) -> int:
-    """How often the input that `name` shares is kept: under autocast every adapter casts the stream for itself."""
-    if not isinstance(settings.method, LoraTraining):
+    """How often the input that `name` shares is kept: under autocast every node and every other adapter casts its own."""
+    if not isinstance(method := settings.method, LoraTraining):
         return 1
-    adapted = len(set(shares_input(name)) & set(settings.method.targets))
-    return adapted if settings.autocast else min(1, adapted)
+    group = set(shares_input(name))
+    adapted = len(group & set(method.targets))
+    is_one = _multiplies_as_node(settings) and not method.magnitudes and adapted == len(group)
+    return adapted if settings.autocast and not is_one else min(1, adapted)
+
+
+def _multiplies_as_node(settings: Settings) -> bool:
+    """Whether an adapter and its base are one product of this project's own (model/linears/lora.py)."""
+    method = settings.method
+    is_dense = settings.base in ("float32", "bfloat16")
+    return isinstance(method, LoraTraining) and not method.starts and is_dense
 
 
 def _targets(method: LoraTraining) -> tuple[str, ...]:
