@@ -1,16 +1,19 @@
 """What `puna plan` says of a training step's peak beside what a process then holds, on a processor.
 
-    python bench/plan.py [--only fixed judged] [--cases NAME...] [--allocated]
+    python bench/plan.py [--only fixed judged] [--cases NAME...] [--allocated] [--mmap-threshold BYTES]
 
 Each setting runs in a process of its own: a model of random weights, a step on two short rows, which makes the optimizer's
 moments, then one real step. Measured is the anonymous memory (RssAnon), sampled every 2 ms, beyond its level before the
 model was built. The planner's constants were fixed on the settings of FIXED; those of JUDGED judge it, where at least
 1 GiB grows. `--allocated` takes the allocator's own peak instead, by torch's profiler: what the tensors need, without the
-slack of the C library. Prints a line of JSON for each setting, then the worst and the median error of each group.
+slack of the C library; `--mmap-threshold 1048576` has glibc give every tensor of a megabyte pages of its own, which it
+gives back at once, so that almost no slack is left. Prints a line of JSON for each setting, then the worst and the median
+error of each group.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from puna.adaptation.targets import attach
@@ -36,11 +38,11 @@ from puna.model.llama import Llama
 from puna.model.positions import rope_frequencies
 from puna.model.surgery import get_linear, replace_linear
 from puna.planning.memory import PROCESS_BYTES, peak_memory
-from puna.planning.settings import Base, FullTraining, LoraTraining, Loss, Settings
+from puna.planning.settings import Base, FullTraining, LoraTraining, Settings
 from puna.training.activations import checkpointed_blocks
 from puna.training.config import Precision, StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer
-from puna.training.step import autocast, train_step
+from puna.training.step import train_step
 
 GIB = 2**30
 MODEL = ModelConfig(
@@ -55,7 +57,6 @@ MODEL = ModelConfig(
     tied_embeddings=False,
 )
 WIDE = replace(MODEL, dim=1024, n_heads=16, n_kv_heads=4, ffn_dim=2816)
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,6 @@ class Case:
     base: Base = "float32"
     precision: Precision = "float32"
     checkpointing: bool = False
-    loss: Loss = "chunked"
     batch: int = 8
     seq: int = 512
     packed: bool = False
@@ -87,7 +87,24 @@ FIXED = (
     Case(name="lora int8", model=WIDE, adapter="lora", base="int8", batch=4),
     Case(name="lora nf4 checkpointing", model=WIDE, adapter="lora", base="nf4", batch=4, checkpointing=True),
 )
-JUDGED: tuple[Case, ...] = ()
+VOCABULARY = replace(MODEL, vocab_size=65_536)
+JUDGED = (
+    Case(name="full wide, few tokens", model=WIDE, batch=1, seq=128),
+    Case(name="full, vocabulary 131,072", model=replace(MODEL, vocab_size=131_072), batch=1, seq=256),
+    Case(name="full wide, checkpointing", model=WIDE, batch=2, seq=256, checkpointing=True),
+    Case(name="lora, vocabulary 65,536", model=VOCABULARY, adapter="lora", batch=4),
+    Case(name="lora wide", model=WIDE, adapter="lora", batch=4),
+    Case(name="dora wide", model=WIDE, adapter="dora", batch=2),
+    Case(name="lora packed", adapter="lora", batch=2, seq=2048, packed=True),
+    Case(name="pissa", adapter="pissa"),
+    Case(name="full, batch 16", batch=16),
+    Case(name="full packed", batch=4, seq=1024, packed=True),
+    Case(name="lora wide autocast", model=WIDE, adapter="lora", precision="bfloat16", batch=4),
+    Case(name="full wide autocast", model=WIDE, precision="bfloat16", batch=2),
+    Case(name="lora wide bfloat16", model=WIDE, adapter="lora", base="bfloat16", batch=8),
+    Case(name="dora wide int8", model=WIDE, adapter="dora", base="int8", batch=8),
+    Case(name="lora wide nf4", model=WIDE, adapter="lora", base="nf4", batch=8),
+)
 
 
 def build(case: Case) -> Llama:
@@ -120,7 +137,6 @@ def settings_of(case: Case) -> Settings:
         batch=case.batch,
         base=case.base,
         checkpointing=case.checkpointing,
-        loss=case.loss,
         packed=case.packed,
         own_loop=True,
         autocast=case.precision != "float32",
@@ -133,23 +149,13 @@ def stepper(case: Case) -> Callable[[int, int], None]:
     config = TrainingConfig(budget=StepBudget(steps=10), batch=case.batch, micro_batch=case.batch, seq=case.seq)
     optimizer = build_optimizer(model, config)
 
-    def naive_step(batch: Batch) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(case.precision, CPU):
-            logits = model.lm_head(model.hidden(batch.ids_BT, batch.positions_BT, batch.documents_BT))
-        F.cross_entropy(logits.flatten(0, 1).float(), batch.targets_BT.flatten()).backward()
-        optimizer.step()
-
     def step(rows: int, seq: int) -> None:
         ids = torch.randint(case.model.vocab_size, (rows, seq + 1), generator=torch.Generator().manual_seed(0))
         places = torch.arange(seq).expand(rows, seq)
         packing = {"positions_BT": places % 100, "documents_BT": places // 100} if case.packed else {}
         batch = Batch(ids_BT=ids[:, :-1], targets_BT=ids[:, 1:], **packing)
         with checkpointed_blocks(model, is_on=case.checkpointing):
-            if case.loss == "naive":
-                naive_step(batch)
-            else:
-                train_step(model, optimizer, [batch], rate=1e-4, clip=1.0, precision=case.precision)
+            train_step(model, optimizer, [batch], rate=1e-4, clip=1.0, precision=case.precision)
 
     return step
 
@@ -221,8 +227,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=("fixed", "judged"), default=("fixed", "judged"))
     parser.add_argument("--cases", nargs="+", help="names of settings; without it, all")
     parser.add_argument("--allocated", action="store_true")
+    parser.add_argument("--mmap-threshold", type=int, help="bytes; without it, the C library's own rule")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    threshold = arguments.mmap_threshold
+    environment = os.environ | ({} if threshold is None else {"MALLOC_MMAP_THRESHOLD_": str(threshold)})
     groups = {"fixed": FIXED, "judged": JUDGED}
     if arguments.here:
         case = next(case for case in (*FIXED, *JUDGED) if case.name == arguments.here)
@@ -234,7 +243,8 @@ def main() -> None:
             if arguments.cases and case.name not in arguments.cases:
                 continue
             command = [sys.executable, __file__, "--here", case.name] + ["--allocated"] * arguments.allocated
-            line = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+            line = json.loads(output)
             print(json.dumps(line), flush=True)
             if group == "fixed" or line["measured_bytes"] >= GIB:
                 errors.append(abs(line["error"]))

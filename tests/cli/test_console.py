@@ -130,6 +130,17 @@ def test_plans_stand_side_by_side_with_the_cache(puna: Puna) -> None:
     assert "key-value cache" in table
 
 
+def test_on_a_terminal_one_plan_is_drawn_as_bars_too(monkeypatch: pytest.MonkeyPatch, puna: Puna) -> None:
+    with terminal(monkeypatch, "stdout") as screen:
+        puna("plan", "llama-3-8b", "--train", "lora", "--method", "dora")
+        lines = screen.read().splitlines()
+    bars = [line for line in lines if "#" in line]
+    assert [line.split()[0] for line in bars][-1] == "peak"
+    assert bars[-1].endswith("  100%  " + 60 * "#")
+    assert max(map(len, bars)) <= 100
+    assert "#" not in puna("plan", "llama-3-8b").out
+
+
 def test_a_dry_run_is_a_table(puna: Puna, made: Any, tmp_path: Any) -> None:
     run = ("train", "--model", "tiny", "--data", made.shards, "--out", tmp_path / "run", "--dry-run")
     assert puna(*run, "--precision", "float32").out.startswith("\tplanned\nparameters\t")
