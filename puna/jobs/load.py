@@ -144,8 +144,8 @@ def load(
         notices.append(
             f"{path}: the model's settings end at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}"
         )
-    quantize = None if base is None else _QUANTIZE[base]
-    llama = load_llama(header, device, _dtype(header, base, dtype), quantize, mapped=mapped)
+    dtype = _dtype(header, base, dtype)
+    llama = load_llama(header, device, dtype, None if base is None else _QUANTIZE[base], mapped=mapped)
     model = LoadedModel(llama, tokenizer, header, notices)
     if adapter is not None:
         model.use_adapter(adapter)
