@@ -7,6 +7,7 @@ import torch
 
 from puna.adaptation.lint import RecordCounts
 from puna.adaptation.rows import RecordSource, Row, collate, rows_sha256
+from puna.adaptation.streaming import stream_layers
 from puna.adaptation.targets import adapter_of, attach, named_loras
 from puna.arch.config import ModelConfig
 from puna.evaluation.perplexity import evaluate_text, evaluate_windows
@@ -58,17 +59,22 @@ def adapt(
     out, place = Path(out), choose_device(device)
     with open_run(out, recipe, resume=resume) as folder:
         peak = PeakMemory(place)
-        loaded = load(recipe.base, device=place, base=recipe.base_type, dtype=_dtype(recipe))
+        loaded = _load(recipe, place)
         config = recipe.training
         rows, held_out, counts = pack_data(
             recipe.data, recipe.validation, recipe.records, loaded, seq=config.seq, anyway=anyway
         )
         if isinstance(config.budget, EpochBudget):
             config = replace(config, budget=config.budget.in_steps(len(rows), config.batch))
-        judge = _Judge(loaded, held_out, config.micro_batch, recipe.old)
-        before = judge.everything()
         if recipe.lora is not None:
             attach(loaded.llama, recipe.lora, config.seed)
+        if recipe.is_streamed:
+            stream_layers(
+                loaded.llama, recipe.streamed_layers, place,
+                embedding=recipe.streamed_embedding, pinned=False if recipe.mapped else None,
+            )  # fmt: skip
+        judge = _Judge(loaded, held_out, config.micro_batch, recipe.old)
+        before = judge.everything()  # a fresh adapter is its base exactly
         state = run_training(
             folder, loaded.llama, config, RecordSource(rows, config.batch, config.micro_batch, config.seed),
             lambda: HeldOut(nats=judge.new()), observers, peak=peak, data={"the records": rows_sha256(rows)},
@@ -121,6 +127,12 @@ class _Judge:
         return self.new(), self.old()
 
 
+def _load(recipe: AdaptRecipe, device: torch.device) -> LoadedModel:
+    """The base; in host memory where only parts of it go to the device."""
+    place = torch.device("cpu") if recipe.is_streamed else device
+    return load(recipe.base, device=place, base=recipe.base_type, dtype=_dtype(recipe), mapped=recipe.mapped)
+
+
 def _dtype(recipe: AdaptRecipe) -> torch.dtype | None:
     """The products beside a rounded base are in the run's precision; otherwise the base's type says it."""
     if recipe.base_type not in ("int8", "nf4"):
@@ -156,7 +168,7 @@ def _result(
         loss_last=state.last_nats,
         validation_nats=change.after[0],
         change=change,
-        relative_update=_relative_update(loaded) if recipe.lora is not None else None,
+        relative_update=None if recipe.lora is None or recipe.is_streamed else _relative_update(loaded),
         peak_bytes=state.peak_bytes,
         planned_peak_bytes=planned_memory(recipe, loaded.config).total,
         records=counts,

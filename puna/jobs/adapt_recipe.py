@@ -42,7 +42,8 @@ class AdaptRecipe:
 
     lora: None trains every weight. base_type: what the base's Linears are rounded to beside an adapter; None: as stored.
     old: a text of the kind that the base knows, to see what is forgotten. keep: which step becomes the result, the best
-    on held-out records or the last.
+    on held-out records or the last. streamed_layers, streamed_embedding: frozen weights that stay in host memory and pass
+    through the device. mapped: frozen matrices stay in their safetensors file.
     """
 
     base: Path
@@ -53,6 +54,9 @@ class AdaptRecipe:
     validation: Path | None = None
     old: Path | None = None
     keep: Literal["best", "last"] = "best"
+    streamed_layers: int = 0
+    streamed_embedding: bool = False
+    mapped: bool = False
     records: RecordSettings = RecordSettings()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
@@ -68,11 +72,21 @@ class AdaptRecipe:
                 f"base_type: expected float32 where every weight is trained, got {self.base_type}",
                 "a rounded base can only be adapted: leave out --full",
             )
+        if self.lora is None and (self.is_streamed or self.mapped):
+            raise UsageError(
+                "streamed_layers, streamed_embedding, mapped: expected an adapter beside frozen weights, got none",
+                "leave out --full: what trains must be in memory",
+            )
         if self.lora is None and self.training.lora_b_ratio != 1:
             raise UsageError(
                 f"training.lora_b_ratio: expected none without an adapter, got {self.training.lora_b_ratio}",
                 "leave it out, or leave out --full",
             )
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether frozen weights stay in host memory."""
+        return self.streamed_layers > 0 or self.streamed_embedding
 
 
 def adapt_recipe(
@@ -147,6 +161,8 @@ def planned_settings(recipe: AdaptRecipe) -> Settings:
         own_loop=True,
         autocast=base == "float32" and recipe.training.precision != "float32",
         accumulates=recipe.training.batch > recipe.training.micro_batch,
+        streamed_layers=recipe.streamed_layers,
+        streamed_embedding=recipe.streamed_embedding,
     )
 
 

@@ -36,8 +36,8 @@ class Change:
 class AdaptResult:
     """What `puna adapt --json` prints.
 
-    validation_nats: of the step that was kept. relative_update: |dW| / |W| over the adapter's targets. adapter, model: where
-    the result is, one of them.
+    validation_nats: of the step that was kept. relative_update: |dW| / |W| over the adapter's targets; not formed where they
+    lie in host memory. adapter, model: where the result is, one of them.
     """
 
     trainable_parameters: int

@@ -11,7 +11,7 @@ from puna.adaptation.targets import named_loras
 from puna.errors import UsageError
 from puna.files import sha256_file
 from puna.jobs.adapt import adapt, planned_memory
-from puna.jobs.adapt_recipe import AdaptRecipe, adapt_recipe, resumed_recipe
+from puna.jobs.adapt_recipe import AdaptRecipe, adapt_recipe, planned_settings, resumed_recipe
 from puna.jobs.load import load
 from puna.jobs.merging import merge
 from puna.jobs.run_folder import RunFolder
@@ -110,6 +110,20 @@ def test_the_best_step_is_kept_and_patience_ends_a_run(world, records, runs: Pat
     again = adapt(resumed_recipe(runs / "a"), runs / "a", resume=True)
     assert replace(again, peak_bytes=0) == replace(result, peak_bytes=0)
     assert torch.equal(load(runs / "a")(IDS), best)
+
+
+def test_streamed_layers_and_mapped_matrices_change_nothing(world, records, runs: Path) -> None:
+    name = "adapter/adapter_model.safetensors"
+    recipe = recipe_for(world, records, rank=2)
+    whole = adapt(recipe, runs / "whole")
+    settings = ["streamed_layers=1", "mapped=true"]
+    recipe = recipe_for(world, records, rank=2, settings=settings)
+    assert planned_settings(recipe).streamed_layers == 1
+    streamed = adapt(recipe, runs / "streamed")
+    assert sha256_file(runs / "streamed" / name) == sha256_file(runs / "whole" / name)
+    assert streamed.change == whole.change
+    with pytest.raises(UsageError, match="what trains must be in memory"):
+        recipe_for(world, records, full=True, settings=["mapped=true"])
 
 
 def test_epochs_are_readings_of_all_rows(world, records, runs: Path) -> None:
