@@ -15,8 +15,9 @@ def test_devices_that_are_here_are_found_and_others_refused() -> None:
             choose_device(name)
 
 
-def test_auto_is_exact() -> None:
-    assert choose_dtype("auto") == choose_dtype("float32") == torch.float32
+def test_auto_leaves_the_type_to_the_base() -> None:
+    assert choose_dtype("auto") is None
+    assert choose_dtype("float32") == torch.float32
     assert (choose_dtype("bfloat16"), choose_dtype("float16")) == (torch.bfloat16, torch.float16)
 
 
