@@ -66,13 +66,7 @@ def adapt(
         )
         if isinstance(config.budget, EpochBudget):
             config = replace(config, budget=config.budget.in_steps(len(rows), config.batch))
-        if recipe.lora is not None:
-            attach(loaded.llama, recipe.lora, config.seed)
-        if recipe.is_streamed:
-            stream_layers(
-                loaded.llama, recipe.streamed_layers, place,
-                embedding=recipe.streamed_embedding, pinned=False if recipe.mapped else None,
-            )  # fmt: skip
+        _prepare(recipe, loaded, place)
         judge = _Judge(loaded, held_out, config.micro_batch, recipe.old)
         before = judge.everything()  # a fresh adapter is its base exactly
         state = run_training(
@@ -131,6 +125,15 @@ def _load(recipe: AdaptRecipe, device: torch.device) -> LoadedModel:
     """The base; in host memory where only parts of it go to the device."""
     place = torch.device("cpu") if recipe.is_streamed else device
     return load(recipe.base, device=place, base=recipe.base_type, dtype=_dtype(recipe), mapped=recipe.mapped)
+
+
+def _prepare(recipe: AdaptRecipe, loaded: LoadedModel, device: torch.device) -> None:
+    """Put the fresh adapter in, and what stays in host memory in its place."""
+    if recipe.lora is not None:
+        attach(loaded.llama, recipe.lora, recipe.training.seed)
+    if recipe.is_streamed:
+        pinned = False if recipe.mapped else None
+        stream_layers(loaded.llama, recipe.streamed_layers, device, embedding=recipe.streamed_embedding, pinned=pinned)
 
 
 def _dtype(recipe: AdaptRecipe) -> torch.dtype | None:

@@ -122,7 +122,7 @@ def test_streamed_layers_and_mapped_matrices_change_nothing(world, records, runs
     streamed = adapt(recipe, runs / "streamed")
     assert sha256_file(runs / "streamed" / name) == sha256_file(runs / "whole" / name)
     assert streamed.change == whole.change
-    with pytest.raises(UsageError, match="what trains must be in memory"):
+    with pytest.raises(UsageError, match="mapped: expected an adapter"):
         recipe_for(world, records, full=True, settings=["mapped=true"])
 
 
