@@ -160,6 +160,7 @@ def planned_settings(recipe: AdaptRecipe) -> Settings:
         packed=True,
         own_loop=True,
         autocast=base == "float32" and recipe.training.precision != "float32",
+        is_wide=base in ("int8", "nf4") and recipe.training.precision != "bfloat16",
         accumulates=recipe.training.batch > recipe.training.micro_batch,
         streamed_layers=recipe.streamed_layers,
         streamed_embedding=recipe.streamed_embedding,

@@ -113,29 +113,31 @@ def _adapter_states(config: ModelConfig, method: LoraTraining) -> dict[str, int]
 
 def _device_weights(config: ModelConfig, settings: Settings) -> int:
     """The weights without what is streamed: of the layers in host memory two at a time are on the device."""
-    weights, layers = weight_bytes(config, settings.base), min(settings.streamed_layers, config.n_layers)
+    layers = min(settings.streamed_layers, config.n_layers)
+    weights = weight_bytes(config, settings.base, is_wide=settings.is_wide)
     if layers > STREAM_BUFFERS:
-        weights -= (layers - STREAM_BUFFERS) * layer_weight_bytes(config, settings.base)
+        weights -= (layers - STREAM_BUFFERS) * layer_weight_bytes(config, settings.base, is_wide=settings.is_wide)
     if settings.streamed_embedding and not config.tied_embeddings:
-        weights -= config.vocab_size * config.dim * (4 if settings.base == "float32" else 2)
+        weights -= config.vocab_size * config.dim * settings.compute_bytes
     return weights
 
 
 def bus_bytes_per_step(config: ModelConfig, settings: Settings) -> int:
     """What streaming copies to the device in a step: each streamed layer's weights forward and again backward."""
-    return 2 * min(settings.streamed_layers, config.n_layers) * layer_weight_bytes(config, settings.base)
+    each = layer_weight_bytes(config, settings.base, is_wide=settings.is_wide)
+    return 2 * min(settings.streamed_layers, config.n_layers) * each
 
 
-def weight_bytes(config: ModelConfig, base: Base) -> int:
-    """Stored weights. A quantised base keeps embedding, head and norms in 16 bits; int8 has a float32 scale a row."""
-    layers = config.n_layers * layer_weight_bytes(config, base)
+def weight_bytes(config: ModelConfig, base: Base, *, is_wide: bool = False) -> int:
+    """Stored weights. A quantised base keeps embedding, head and norms in 16 bits, or wide; int8 has a float32 scale a row."""
+    layers = config.n_layers * layer_weight_bytes(config, base, is_wide=is_wide)
     outside = parameter_count(config) - linear_parameters(config) - 2 * config.n_layers * config.dim
-    return layers + outside * (4 if base == "float32" else 2)
+    return layers + outside * (4 if base == "float32" or is_wide else 2)
 
 
-def layer_weight_bytes(config: ModelConfig, base: Base) -> int:
+def layer_weight_bytes(config: ModelConfig, base: Base, *, is_wide: bool = False) -> int:
     """One layer's stored weights, the gains of its norms included."""
-    shapes, wide = linear_shapes(config).values(), 4 if base == "float32" else 2
+    shapes, wide = linear_shapes(config).values(), 4 if base == "float32" or is_wide else 2
     norms = 2 * config.dim * wide
     if base == "int8":
         return norms + sum(prod(shape) + 4 * shape[0] for shape in shapes)
@@ -189,7 +191,7 @@ def _inference_memory(config: ModelConfig, settings: Settings, runtime_bytes: in
     logits = settings.batch * config.vocab_size * (4 if c == 4 else 2 + 4)
     block = settings.tokens * c * (2 * config.dim + 4 * config.ffn_dim) + _dequantised(config, settings)
     return Memory(
-        weights=weight_bytes(config, settings.base),
+        weights=weight_bytes(config, settings.base, is_wide=settings.is_wide),
         kv_cache=settings.tokens * kv_cache_bytes_per_token(config, c),
         activations=max(0, block - logits),
         logits=logits,

@@ -99,6 +99,7 @@ class Settings:
     packed: rows hold several documents, each with positions of its own and a mask that keeps them apart.
     own_loop: this project's own layers also in 16 bits; else fused kernels, as in docs/math.md. float32 is always ours.
     autocast: products in 16 bits beside float32 weights. accumulates: a step adds up several such batches.
+    is_wide: float32 instead of 16 bits for all that is not rounded beside an int8 or NF4 base: stream, embedding, head.
     streamed_layers: frozen layers that lie in host memory and pass through two buffers on the device, twice a step.
     streamed_embedding: the input table stays in host memory; only the rows of a batch are copied.
     """
@@ -114,6 +115,7 @@ class Settings:
     own_loop: bool = False
     autocast: bool = False
     accumulates: bool = False
+    is_wide: bool = False
     streamed_layers: int = 0
     streamed_embedding: bool = False
 
@@ -132,6 +134,8 @@ class Settings:
             )
         if self.autocast and self.base != "float32":
             raise UsageError(f"autocast: expected base float32, got {self.base}", "a smaller base has 16-bit products")
+        if self.is_wide and self.base not in ("int8", "nf4"):
+            raise UsageError(f"is_wide: expected base int8 or nf4, got {self.base}", "other bases have one type alone")
         self._check_streaming()
 
     def _check_streaming(self) -> None:
@@ -151,7 +155,7 @@ class Settings:
     @property
     def compute_bytes(self) -> int:
         """Bytes of one number of the stream: float32 beside float32 weights, else 16 bits."""
-        return 4 if self.base == "float32" else 2
+        return 4 if self.base == "float32" or self.is_wide else 2
 
     @property
     def product_bytes(self) -> int:

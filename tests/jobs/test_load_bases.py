@@ -70,6 +70,9 @@ def test_a_16_bit_file_is_held_in_the_bytes_that_are_planned(folders, base: str,
     rest = torch.float32 if base == "float32" else torch.bfloat16
     assert {weight.dtype for weight in llama.parameters()} == {rest}
     assert (llama.lm_head.weight is llama.embed_tokens.weight) == tied
+    if base in ("int8", "nf4"):
+        wide = load(folders(torch.bfloat16, tied_embeddings=tied), base=base, dtype=torch.float32).llama
+        assert stored_bytes(wide) == weight_bytes(llama.config, base, is_wide=True)
 
 
 @pytest.mark.parametrize("base", ["int8", "nf4"])

@@ -30,12 +30,15 @@ QUANTISED = {"int8": Int8Linear, "nf4": Nf4Linear}
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("targets", [None, LINEARS, ("q_proj", "v_proj"), ("gate_proj",), ("o_proj", "down_proj")])
-@pytest.mark.parametrize("base", ["float32", "autocast", "bfloat16", "int8", "nf4"])
+@pytest.mark.parametrize("base", ["float32", "autocast", "bfloat16", "int8", "nf4", "int8 wide", "nf4 wide"])
 def test_a_layer_keeps_exactly_the_planned_bytes(base, targets, kind):
+    is_wide, base = base.endswith(" wide"), base.removesuffix(" wide")
     if targets is None and (kind != "lora" or base in QUANTISED):
         return  # quantised weights are not trained, and full training has no kinds
     tokens, autocast = 40, base == "autocast"
-    model, settings = built("float32" if autocast else base, targets, kind, tokens=tokens, autocast=autocast)
+    model, settings = built(
+        "float32" if autocast else base, targets, kind, tokens=tokens, autocast=autocast, is_wide=is_wide
+    )
     x = torch.randn(1, tokens, MODEL.dim, dtype=model.embed_tokens.weight.dtype, requires_grad=True)
     cos, sin = rope_angles(model.frequencies_P, torch.arange(tokens)[None])
     owned = storages([*model.parameters(), *model.buffers(), cos, sin])
@@ -79,7 +82,7 @@ def test_a_planned_step_is_near_the_allocated_peak(targets, vocabulary, checkpoi
 def built(base, targets, kind, *, tokens, config=MODEL, **changes):
     """A model of that base with that adapter, and the settings that plan it."""
     model, method = Llama(config), FullTraining()
-    if base != "float32":
+    if base != "float32" and not changes.get("is_wide"):
         model = model.to(torch.bfloat16)
     if base in QUANTISED:
         for path in list(linear_paths(config)):
