@@ -49,10 +49,12 @@ def merge(
     base_model: str | Path | None = None,
     base_type: Base | None = None,
     text: str = "",
+    must_change: bool = True,
 ) -> MergeResult:
     """Fold an adapter into its base in float32, prove it on a text, save the merged model in `out`.
 
     Args:   base_type: what the base's Linears are rounded to before; None: what the adapter was trained on, where it says.
+            must_change: refuse an adapter that changes nothing.
     Errors: UsageError: no base, something else stands at `out`, an adapter that changes nothing. CheckpointMismatch: another
             base. FormatError. Nothing is written then.
     """
@@ -65,7 +67,9 @@ def merge(
     attached, merged = (_rounded(base, held) for _ in range(2))
     for each in (attached, merged):
         attach_adapter(each.llama, parts)
-    if all(torch.equal(lora.dense_weight(), _base_weight(lora.base)) for _, lora in named_loras(merged.llama)):
+    if must_change and all(
+        torch.equal(lora.dense_weight(), _base_weight(lora.base)) for _, lora in named_loras(merged.llama)
+    ):
         raise UsageError(f"{adapter} changes nothing: merged, it would be the base", "train it first (puna adapt)")
     unties = merge_into_base(merged.llama)
     ids = torch.tensor([attached.tokenizer.encode(text or PROOF_TEXTS[0] + PROOF_TEXTS[1], bos=True)[:_PROOF_TOKENS]])

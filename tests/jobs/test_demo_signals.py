@@ -18,7 +18,7 @@ PARTS = {
     "report": 0.05,
 }
 COUNT, NIGHTLY_COUNT = 3, 10
-IS_NIGHTLY = os.environ.get("PUNA_COUNTS") == "nightly"  # then on the default text; else a job of 20 seconds
+IS_NIGHTLY = os.environ.get("PUNA_COUNTS") == "nightly"  # then on the default text; else a job of some 18 seconds
 
 
 def moments() -> list[Any]:
@@ -44,7 +44,7 @@ def test_stopped_at_any_moment_nothing_is_broken_and_the_next_run_finishes(
     start_demo: Callable[..., Any],
     assert_whole: Callable[[Path], None],
 ) -> None:
-    text = ("--seconds", 5) if IS_NIGHTLY else ("--text", small_text, "--seconds", 12)
+    text = ("--seconds", 5) if IS_NIGHTLY else ("--text", small_text, "--seconds", 10)
     words = (*text, "--out", tmp_path / "demo")
     demo = start_demo(*words)
     if part is not None:

@@ -158,6 +158,7 @@ def test_we_load_pefts_adapter_with_equal_logits(build_llama, tmp_path, options,
         assert_equal_logits(ours(IDS), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
 def test_a_pefts_copy_of_another_bases_table_is_refused(build_llama, tmp_path):
     save_folder(build_llama(), tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["embed_tokens"], task_type="CAUSAL_LM")
