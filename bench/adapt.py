@@ -13,13 +13,12 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from train import hugging_face, usual_step
+from train import hugging_face, take_turns, usual_step
 
 from puna.adaptation.targets import attach
 from puna.arch.config import ModelConfig
@@ -50,7 +49,6 @@ MIDDLE = ModelConfig(
 SHAPES = {"103m": (MIDDLE, 4), "1b": (replace(PRESETS["llama-3.2-1b"].config, max_seq_len=512), 1)}
 SEQ = 512
 LORA = LoraSettings(rank=16, alpha=32.0, targets=LINEARS)
-WARM_UP = 1
 
 
 def ids(config: ModelConfig, batch: int) -> torch.Tensor:
@@ -124,15 +122,7 @@ def main() -> None:
         print(peak.growth_bytes())
         return
     steps = {name: build(shape, checkpointing=checkpointing)() for name, build in ENGINES.items()}
-    for _ in range(WARM_UP):
-        losses = {name: step() for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(arguments.pairs):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    ratios = sorted(their / our for our, their in zip(seconds["puna"], seconds["peft"], strict=True))
+    losses, seconds, ratios = take_turns(steps, arguments.pairs)
     tokens = SHAPES[shape][1] * SEQ
     del steps
     command = [sys.executable, __file__, "--shape", shape, *["--checkpointing"] * checkpointing, "--peak-of"]

@@ -13,11 +13,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
+from anonymous import Sampler, anonymous_bytes
 
 from puna.arch.presets import find_preset
 from puna.files import remove_folder, staged_folder
@@ -29,32 +29,6 @@ from puna.weights.names import expected_tensors
 from puna.weights.stored import StoredTensors
 
 LAW_FACTOR, LAW_BYTES = 1.5, 300_000_000
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that no file backs."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
-class Sampler:
-    """The largest anonymous memory while it runs."""
-
-    def __init__(self) -> None:
-        self.peak, self._stop = anonymous_bytes(), threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Sampler":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.005):
-            self.peak = max(self.peak, anonymous_bytes())
 
 
 def write_source(name: str, folder: Path) -> None:
@@ -76,7 +50,7 @@ def measure(source: Path, folder: Path, target: str) -> dict[str, object]:
     out = folder / ("out.gguf" if to == "gguf" else f"out-{to}")
     level = anonymous_bytes()
     started = time.perf_counter()
-    with Sampler() as sampler:
+    with Sampler(0.005) as sampler:
         header = read_header(source)
         done = convert_checkpoint(header, out, to, dtype=DTYPE_CHOICES[dtype] if dtype else None)  # type: ignore[arg-type]
     seconds = time.perf_counter() - started

@@ -17,14 +17,13 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from anonymous import Sampler, anonymous_bytes
 from torch.profiler import ProfilerActivity, profile
 
 from puna.adaptation.targets import attach
@@ -160,32 +159,6 @@ def stepper(case: Case) -> Callable[[int, int], None]:
     return step
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that no file backs."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
-class Sampler:
-    """The largest anonymous memory while it runs."""
-
-    def __init__(self) -> None:
-        self.peak, self._stop = anonymous_bytes(), threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Sampler":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.002):
-            self.peak = max(self.peak, anonymous_bytes())
-
-
 def measure(case: Case, *, is_allocated: bool) -> dict[str, Any]:
     """Run one setting here."""
     before, started = anonymous_bytes(), time.perf_counter()
@@ -193,7 +166,7 @@ def measure(case: Case, *, is_allocated: bool) -> dict[str, Any]:
     if is_allocated:
         measured = allocated_peak(case)
     else:
-        with Sampler() as sampler:
+        with Sampler(0.002) as sampler:
             step = stepper(case)
             step(2, 16)
             step(case.batch, case.seq)

@@ -120,6 +120,24 @@ def usual_step(
     return step
 
 
+def take_turns(
+    steps: dict[str, Callable[[], float]], pairs: int
+) -> tuple[dict[str, float], dict[str, list[float]], list[float]]:
+    """Two engines' steps in turn, after a warm-up. Returns: the last losses of the warm-up, the seconds of each, and the
+    sorted ratios of the other engine's to the first one's.
+    """
+    for _ in range(WARM_UP):
+        losses = {name: step() for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(pairs):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    first, other = seconds.values()
+    return losses, seconds, sorted(their / our for our, their in zip(first, other, strict=True))
+
+
 ENGINES = {"puna": ours, "transformers": theirs}
 
 
@@ -147,15 +165,7 @@ def main() -> None:
         print(peak.growth_bytes())
         return
     steps = {name: build(arguments.precision, is_compiled=arguments.compile) for name, build in ENGINES.items()}
-    for _ in range(WARM_UP):
-        losses = {name: step() for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(arguments.pairs):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    ratios = sorted(their / our for our, their in zip(seconds["puna"], seconds["transformers"], strict=True))
+    losses, seconds, ratios = take_turns(steps, arguments.pairs)
     peaks = {name: peak_growth(name, arguments.precision, is_compiled=arguments.compile) for name in steps}
     report = {
         "precision": arguments.precision,

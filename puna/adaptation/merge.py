@@ -10,7 +10,8 @@ from torch import nn
 
 from puna.adaptation.targets import named_loras
 from puna.arch.modules import EMBEDDING, HEAD
-from puna.model.linears.lora import LoraEmbedding, LoraLinear
+from puna.model.linears.kind import dense_linear
+from puna.model.linears.lora import LoraEmbedding
 from puna.model.llama import Llama
 from puna.model.surgery import replace_linear
 
@@ -29,15 +30,9 @@ def merge(model: Llama) -> bool:
         if isinstance(lora, LoraEmbedding):
             setattr(model, path, nn.Embedding.from_pretrained(lora.dense_weight().to(dtype), freeze=False))
         else:
-            replace_linear(model, path, _dense(lora, dtype))
+            replace_linear(model, path, dense_linear(lora.dense_weight().to(dtype)))
     unties = model.config.tied_embeddings and not adapted.keys().isdisjoint((EMBEDDING, HEAD))
     if unties:
         model.config = replace(model.config, tied_embeddings=False)
     model.requires_grad_(requires_grad=True)
     return unties
-
-
-def _dense(lora: LoraLinear, dtype: torch.dtype) -> nn.Linear:
-    linear = nn.Linear(lora.in_features, lora.out_features, bias=False, device="meta")
-    linear.weight = nn.Parameter(lora.dense_weight().to(dtype))
-    return linear

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from puna.arch.modules import EMBEDDING, LINEARS, linear_path
 from puna.errors import UsageError
 from puna.model.attention import KeyValueStore
 from puna.model.block import Block
+from puna.model.linears.group import dense_products
 from puna.model.linears.lora import LoraEmbedding, LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
@@ -198,28 +198,10 @@ class _HostEmbedding(nn.Embedding):
         return F.embedding(ids.to(self.weight.device), self.weight).to(self._device)
 
 
-class _FrozenProduct(torch.autograd.Function):
-    """y = x W^T in autocast's type. Autograd's own product would keep the rounded copy of W, which no stream can empty."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_oi: Tensor) -> Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        ctx.save_for_backward(weight_oi)
-        ctx.x_dtype = x.dtype
-        return F.linear(x.to(dtype), weight_oi.to(dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        (dy,), (weight_oi,) = upstream, ctx.saved_tensors
-        dx = (dy.flatten(0, -2) @ weight_oi.to(dy.dtype)).unflatten(0, dy.shape[:-1])
-        return dx.to(ctx.x_dtype), None
-
-
 def _product(linear: nn.Linear | LowRankLinear, x: Tensor) -> Tensor:
-    """What a Linear of dense matrices computes, keeping nothing but them."""
+    """What a Linear of dense matrices computes, keeping nothing but them: of a rounded copy no stream can empty the storage."""
     for weight in (linear.weight,) if isinstance(linear, nn.Linear) else (linear.V, linear.U):
-        x = _FrozenProduct.apply(x, weight)
+        (x,) = dense_products(x, weight)
     return x
 
 

@@ -20,8 +20,6 @@ from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run, run_training, take_best
 from puna.jobs.run_report import learning_sections, write_run_report, write_unfinished_report
 from puna.jobs.sections import memory_section
-from puna.model.linears.kind import dense_weight
-from puna.model.linears.lora import LoraEmbedding
 from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.report.page import Section
 from puna.text.corpus import read_documents
@@ -64,6 +62,7 @@ def adapt(
         rows, held_out, counts = pack_data(
             recipe.data, recipe.validation, recipe.records, loaded, seq=config.seq, anyway=anyway
         )
+        digest = rows_sha256(rows)
         if isinstance(config.budget, EpochBudget):
             config = replace(config, budget=config.budget.in_steps(len(rows), config.batch))
         _prepare(recipe, loaded, place)
@@ -71,16 +70,16 @@ def adapt(
         before = judge.everything()  # a fresh adapter is its base exactly
         state = run_training(
             folder, loaded.llama, config, RecordSource(rows, config.batch, config.micro_batch, config.seed),
-            lambda: HeldOut(nats=judge.new()), observers, peak=peak, data={"the records": rows_sha256(rows)},
+            lambda: HeldOut(nats=judge.new()), observers, peak=peak, data={"the records": digest},
             show=lambda state, is_stopped: write_unfinished_report(
                 folder, "adapt", state, config, _sections(folder, recipe, loaded, state), is_stopped=is_stopped
             ),
             tensorboard=tensorboard,
         )  # fmt: skip
         step, nats = take_best(folder, loaded.llama, state) if recipe.keep == "best" else (state.done.steps, None)
-        after = (nats or judge.new(), judge.old())
+        after = (judge.new() if nats is None else nats, judge.old())
         result = _result(recipe, loaded, state, counts, Change(step=step, before=before, after=after), out)
-        _save(recipe, loaded, result, rows_sha256(rows))
+        _save(recipe, loaded, result, digest)
         sections = change_section("en", result.change), *_sections(folder, recipe, loaded, state)
         write_run_report(folder, "adapt", adapt_rows(result), sections)
     return result
@@ -185,7 +184,7 @@ def _relative_update(loaded: LoadedModel) -> float:
     """|dW| / |W| over all that the adapter stands beside, Frobenius."""
     update = whole = 0.0
     for _, lora in named_loras(loaded.llama):
-        base = lora.base.weight.float() if isinstance(lora, LoraEmbedding) else dense_weight(lora.base)
+        base = lora.base_weight()
         update += float((lora.dense_weight() - base).square().sum())
         whole += float(base.square().sum())
     return float((update / whole) ** 0.5)

@@ -1,12 +1,12 @@
 """The recipe of an adaptation: base, records, method and training, from defaults, a recipe file, settings and flags."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from puna.adaptation.records import RecordSettings
-from puna.arch.modules import LINEARS, match_targets
+from puna.arch.modules import LINEARS, linear_path, match_targets
 from puna.errors import UsageError, unknown_name
 from puna.jobs.load import find_model
 from puna.jobs.recipe import apply_settings, fill, read_recipe, section
@@ -147,7 +147,7 @@ def planned_settings(recipe: AdaptRecipe) -> Settings:
         method = LoraTraining(
             rank=lora.rank,
             targets=lora.targets,
-            ranks={name: lora.rank_of(f"layers.0.x.{name}" if name in LINEARS else name) for name in lora.targets},
+            ranks={name: lora.rank_of(linear_path(0, name) if name in LINEARS else name) for name in lora.targets},
             magnitudes=lora.magnitudes,
             starts=lora.start != "zeros",
         )
@@ -171,9 +171,9 @@ def _lora_table(given: Mapping[str, Any], method: str | None, flags: Mapping[str
     if method is not None and method not in METHODS:
         raise unknown_name("method", method, METHODS)
     table = {**_LORA, **given, **flags}
-    if method is not None:
-        plain = asdict(LoraSettings(rank=1, alpha=1.0, targets=()))
-        table |= {name: plain[name] for name in ("rank_stabilized", "magnitudes", "start")} | METHODS[method]
+    if method is not None:  # it replaces what a recipe says of all methods
+        others = {name for kind in METHODS.values() for name in kind}
+        table = {name: value for name, value in table.items() if name not in others} | METHODS[method]
     if isinstance(table["targets"], str):
         table["targets"] = match_targets(table["targets"])
     return table

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from puna.adaptation.merge import merge as merge_into_base
 from puna.adaptation.targets import attach_adapter, named_loras
@@ -14,7 +13,7 @@ from puna.evaluation.agreement import compare_logits
 from puna.jobs.load import LoadedModel, find_base, find_model, load, load_adapter_for
 from puna.jobs.proof_texts import PROOF_TEXTS
 from puna.jobs.run_folder import check_replaceable
-from puna.model.linears.kind import AnyLinear, dense_weight
+from puna.model.linears.kind import dense_linear, dense_weight
 from puna.model.surgery import replace_linears
 from puna.planning.settings import BASES, Base
 from puna.weights.folder import save_folder
@@ -68,7 +67,7 @@ def merge(
     for each in (attached, merged):
         attach_adapter(each.llama, parts)
     if must_change and all(
-        torch.equal(lora.dense_weight(), _base_weight(lora.base)) for _, lora in named_loras(merged.llama)
+        torch.equal(lora.dense_weight(), lora.base_weight()) for _, lora in named_loras(merged.llama)
     ):
         raise UsageError(f"{adapter} changes nothing: merged, it would be the base", "train it first (puna adapt)")
     unties = merge_into_base(merged.llama)
@@ -103,15 +102,5 @@ def _rounded(base: Path, held: Base) -> LoadedModel:
             loaded.llama.bfloat16().float()
         return loaded
     loaded = load(base, base=held, dtype=torch.float32)
-    replace_linears(loaded.llama, LINEARS, lambda _, linear: _dense(linear))
+    replace_linears(loaded.llama, LINEARS, lambda _, linear: dense_linear(dense_weight(linear)))
     return loaded
-
-
-def _dense(linear: AnyLinear) -> nn.Linear:
-    dense = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-    dense.weight = nn.Parameter(dense_weight(linear))
-    return dense
-
-
-def _base_weight(base: AnyLinear | nn.Embedding) -> torch.Tensor:
-    return base.weight.detach().float() if isinstance(base, nn.Embedding) else dense_weight(base)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from puna.arch.config import ModelConfig
 from puna.model.attention import KeyValueStore, addend, attention_mask
 from puna.model.block import Block
+from puna.model.linears.kind import product_type
 from puna.model.norms import RMSNorm
 from puna.model.positions import rope_angles, rope_frequencies
 
@@ -61,7 +62,7 @@ class Llama(nn.Module):
         mask = attention_mask(self.config, tokens, documents_BT, stored, ids_BT.device)
         x_BTD = self.embed_tokens(ids_BT)
         if mask is not None:
-            mask = addend(mask, _product_type(x_BTD))
+            mask = addend(mask, product_type(x_BTD))
         for block in self.layers:
             x_BTD = block(x_BTD, cos_BTP, sin_BTP, mask, cache)
         if cache is not None:
@@ -73,9 +74,3 @@ class Llama(nn.Module):
         super()._apply(fn, recurse)
         self.frequencies_P = rope_frequencies(self.config).to(self.frequencies_P.device)
         return self
-
-
-def _product_type(x_BTD: Tensor) -> torch.dtype:
-    """The type of what a Linear makes of the stream."""
-    device = x_BTD.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BTD.dtype

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from puna.adaptation.targets import named_loras
+from puna.arch.modules import LINEARS
 from puna.errors import UsageError
 from puna.files import sha256_file
 from puna.jobs.adapt import adapt, planned_memory
@@ -17,6 +18,7 @@ from puna.jobs.merging import merge
 from puna.jobs.run_folder import RunFolder
 from puna.model.linears.kind import dense_weight
 from puna.model.surgery import named_linears
+from puna.planning.settings import LoraTraining
 from puna.training.config import StepBudget
 from puna.training.optimizer import trainable
 from puna.weights.adapters import load_adapter
@@ -164,11 +166,14 @@ def test_combinations_without_a_meaning_are_refused(world, records, given: dict[
 def test_a_method_given_as_a_flag_replaces_the_recipes(world, records, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(
-        "schema = 1\n[lora]\nmagnitudes = true\nrank = 3\n[[lora.overrides]]\ntarget = 'q_proj'\nrank = 5\n"
+        "schema = 1\n[lora]\nmagnitudes = true\nrank = 3\n[[lora.overrides]]\ntarget = 'self_attn.q_proj'\nrank = 5\n"
     )
     kept = recipe_for(world, records, recipe=path)
     assert kept.lora is not None
     assert (kept.lora.magnitudes, kept.lora.rank_of("layers.0.self_attn.q_proj")) == (True, 5)
+    assert planned_settings(kept).method == LoraTraining(
+        rank=3, ranks={name: 5 if name == "q_proj" else 3 for name in LINEARS}, magnitudes=True
+    )
     changed = recipe_for(world, records, recipe=path, method="rslora")
     assert changed.lora is not None
     assert (changed.lora.magnitudes, changed.lora.rank_stabilized, changed.lora.rank) == (False, True, 3)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from puna.model.linears.kind import AnyLinear
+from puna.model.linears.kind import AnyLinear, product_type
 from puna.model.linears.lora import LoraLinear, adapted_products
 
-__all__ = ["project_together"]
+__all__ = ["dense_products", "project_together"]
 
 
 def project_together(x_BTD: Tensor, *linears: AnyLinear) -> tuple[Tensor, ...]:
@@ -22,18 +22,23 @@ def project_together(x_BTD: Tensor, *linears: AnyLinear) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled():
         dense = [linear for linear in linears if type(linear) is nn.Linear]
         if len(dense) == len(linears):
-            return _SharedInput.apply(x_BTD, *(linear.weight for linear in dense))
+            return dense_products(x_BTD, *(linear.weight for linear in dense))
         plain = [linear for linear in linears if type(linear) is LoraLinear and linear.is_plain]
         if len(plain) == len(linears):
             return adapted_products(x_BTD, *plain)
     return tuple(linear(x_BTD) for linear in linears)
 
 
+def dense_products(x: Tensor, *weights_oi: Tensor) -> tuple[Tensor, ...]:
+    """x W^T for each weight, in autocast's type; kept are the weights themselves, no rounded copy, and x if a weight trains."""
+    products: tuple[Tensor, ...] = _SharedInput.apply(x, *weights_oi)
+    return products
+
+
 class _SharedInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        dtype = product_type(x)
         x_ND = x.flatten(0, -2).to(dtype)
         ctx.save_for_backward(x_ND if any(ctx.needs_input_grad[1:]) else None, *weights)
         ctx.x_shape, ctx.x_dtype = x.shape, x.dtype

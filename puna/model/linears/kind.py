@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AnyLinear", "LinearKind", "dense_weight"]
+__all__ = ["AnyLinear", "LinearKind", "dense_linear", "dense_weight", "product_type"]
 
 
 class LinearKind(nn.Module, ABC):
@@ -20,6 +20,19 @@ class LinearKind(nn.Module, ABC):
 
 
 AnyLinear = nn.Linear | LinearKind
+
+
+def product_type(x: Tensor) -> torch.dtype:
+    """The type of what a Linear makes of an input: its own, or autocast's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def dense_linear(weight_oi: Tensor) -> nn.Linear:
+    """A Linear that holds this weight."""
+    linear = nn.Linear(weight_oi.shape[1], weight_oi.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight_oi)
+    return linear
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from puna.model.linears.adapter import LoraSettings, merged_weight, starting_factors
-from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
+from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight, product_type
 
 __all__ = ["DoraLinear", "LoraEmbedding", "LoraLinear", "adapted_products", "lora_linear"]
 
@@ -61,6 +61,10 @@ class LoraLinear(LinearKind):
         """The merged weight in float32, (d_out, d_in)."""
         return merged_weight(dense_weight(self.base), (self.A, self.B), self.scale, self._start(), None)
 
+    def base_weight(self) -> Tensor:
+        """The weight that it stands beside, float32, (d_out, d_in)."""
+        return dense_weight(self.base)
+
     def _start(self) -> tuple[Tensor, Tensor] | None:
         return None if self.A0 is None or self.B0 is None else (self.A0, self.B0)
 
@@ -83,8 +87,7 @@ class _AdaptedProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        kind, count = x.device.type, len(scales)
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        count, dtype = len(scales), product_type(x)
         weights, As, Bs = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
         x_ND = x.flatten(0, -2).to(dtype)
         middles = (x_ND @ torch.cat([A.to(dtype) for A in As]).T).split([len(A) for A in As], dim=1)
@@ -163,6 +166,10 @@ class LoraEmbedding(nn.Module):
     def weight(self) -> Tensor:
         """The frozen table, (V, d)."""
         return self.base.weight
+
+    def base_weight(self) -> Tensor:
+        """The frozen table in float32, (V, d)."""
+        return self.base.weight.detach().float()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Args: ids (...). Returns: (..., d)."""

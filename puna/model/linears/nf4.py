@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from puna.model.linears.kind import LinearKind
+from puna.model.linears.kind import LinearKind, product_type
 from puna.model.quantization import dequantize_maxima, dequantize_nf4, quantize_maxima, quantize_nf4
 
 __all__ = ["Nf4Linear"]
@@ -54,8 +54,7 @@ class _DequantisedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: tuple[int, int], *stored: Tensor) -> Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        dtype = product_type(x)
         ctx.save_for_backward(*stored)
         ctx.shape, ctx.x_dtype = shape, x.dtype
         return F.linear(x.to(dtype), _dense(shape, dtype, *stored))
