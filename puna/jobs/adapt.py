@@ -123,7 +123,11 @@ class _Judge:
 def _load(recipe: AdaptRecipe, device: torch.device) -> LoadedModel:
     """The base; in host memory where only parts of it go to the device."""
     place = torch.device("cpu") if recipe.is_streamed else device
-    return load(recipe.base, device=place, base=recipe.base_type, dtype=_dtype(recipe), mapped=recipe.mapped)
+    products = recipe.integer_products if recipe.base_type == "int8" else None
+    return load(
+        recipe.base, device=place, base=recipe.base_type, dtype=_dtype(recipe), mapped=recipe.mapped,
+        integer_products=products,
+    )  # fmt: skip
 
 
 def _prepare(recipe: AdaptRecipe, loaded: LoadedModel, device: torch.device) -> None:
@@ -137,7 +141,7 @@ def _prepare(recipe: AdaptRecipe, loaded: LoadedModel, device: torch.device) -> 
 
 def _dtype(recipe: AdaptRecipe) -> torch.dtype | None:
     """The products beside a rounded base are in the run's precision; otherwise the base's type says it."""
-    if recipe.base_type not in ("int8", "nf4"):
+    if recipe.base_type not in ("bfloat16", "int8", "nf4"):
         return None
     return torch.bfloat16 if recipe.training.precision == "bfloat16" else torch.float32
 

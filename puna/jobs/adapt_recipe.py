@@ -43,7 +43,8 @@ class AdaptRecipe:
     lora: None trains every weight. base_type: what the base's Linears are rounded to beside an adapter; None: as stored.
     old: a text of the kind that the base knows, to see what is forgotten. keep: which step becomes the result, the best
     on held-out records or the last. streamed_layers, streamed_embedding: frozen weights that stay in host memory and pass
-    through the device. mapped: frozen matrices stay in their safetensors file.
+    through the device. mapped: frozen matrices stay in their safetensors file. integer_products: an int8 base rounds the
+    inputs too and multiplies in integers, which is faster on processors with instructions for it.
     """
 
     base: Path
@@ -57,6 +58,7 @@ class AdaptRecipe:
     streamed_layers: int = 0
     streamed_embedding: bool = False
     mapped: bool = False
+    integer_products: bool = False
     records: RecordSettings = RecordSettings()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
@@ -76,6 +78,11 @@ class AdaptRecipe:
             raise UsageError(
                 "streamed_layers, streamed_embedding, mapped: expected an adapter beside frozen weights, got none",
                 "leave out --full: what trains must be in memory",
+            )
+        if self.integer_products and self.base_type != "int8":
+            raise UsageError(
+                f"integer_products: expected an int8 base, got {self.base_type or 'weights as they are stored'}",
+                "add --base int8, or leave it out",
             )
         if self.lora is None and self.training.lora_b_ratio != 1:
             raise UsageError(
@@ -160,7 +167,9 @@ def planned_settings(recipe: AdaptRecipe) -> Settings:
         packed=True,
         own_loop=True,
         autocast=base == "float32" and recipe.training.precision != "float32",
-        is_wide=base in ("int8", "nf4") and recipe.training.precision != "bfloat16",
+        integer_products=recipe.integer_products,
+        mapped=recipe.mapped,
+        is_wide=base != "float32" and recipe.training.precision != "bfloat16",
         accumulates=recipe.training.batch > recipe.training.micro_batch,
         streamed_layers=recipe.streamed_layers,
         streamed_embedding=recipe.streamed_embedding,

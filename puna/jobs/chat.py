@@ -34,7 +34,7 @@ def chat(
     Returns: the whole conversation.
     Errors:  UsageError where the conversation outgrows the context. BadData, FormatError of the chat template.
     """
-    loaded = load(model, adapter=adapter, device=choose_device(device), base=base, dtype=dtype)
+    loaded = load(model, adapter=adapter, device=choose_device(device), base=base, dtype=dtype, integer_products=True)
     messages: list[Message] = []
     sampler = Sampler(SamplingSettings() if sampling is None else sampling)
     for turn in turns:

@@ -49,7 +49,7 @@ def generate(
     """
     place = choose_device(device)
     peak = PeakMemory(place)
-    loaded = load(model, adapter=adapter, device=place, base=base, dtype=dtype)
+    loaded = load(model, adapter=adapter, device=place, base=base, dtype=dtype, integer_products=True)
     completion = continue_prompt(
         loaded.llama,
         loaded.tokenizer,

@@ -16,10 +16,12 @@ from puna.errors import CheckpointMismatch, PunaError, UsageError, unknown_name
 from puna.generation.decode import Completion, generate
 from puna.generation.sampling import Sampler, SamplingSettings
 from puna.model.linears.adapter import Adapter
-from puna.model.linears.int8 import Int8Linear
-from puna.model.linears.kind import LinearKind
+from puna.model.linears.int8 import Int8Linear, Int8WeightLinear
+from puna.model.linears.kind import AnyLinear
+from puna.model.linears.narrow import NarrowLinear
 from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
+from puna.model.surgery import named_linears, replace_linear
 from puna.planning.settings import BASES, Base
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.adapters import ADAPTER_CONFIG, load_adapter, read_base_path
@@ -32,12 +34,6 @@ from puna.weights.vocabulary import tokenizer_of
 __all__ = ["LoadedModel", "find_base", "find_model", "is_adapter", "load", "load_adapter_for"]
 
 _DEFAULT_NEW_TOKENS = 128
-_QUANTIZE: dict[Base, Callable[[Tensor], LinearKind] | None] = {
-    "float32": None,
-    "bfloat16": None,
-    "int8": Int8Linear.from_dense,
-    "nf4": Nf4Linear.from_dense,
-}
 
 
 class LoadedModel(nn.Module):
@@ -122,6 +118,7 @@ def load(
     dtype: torch.dtype | None = None,
     meta: MetaSettings | None = None,
     mapped: bool = False,
+    integer_products: bool | None = None,
 ) -> LoadedModel:
     """Load a run, a Hugging Face or Meta folder, a GGUF file, or an adapter together with the base that it names.
 
@@ -130,7 +127,10 @@ def load(
             the dense model never stands in memory. Else what is stored in int8 or as factors stays so. None: in `dtype`.
             dtype: of all other weights, and of the products; None: that of a dense base, else float32; beside int8 and
             nf4 bfloat16 where the file's embedding has at most 16 bits a number, which is what `puna plan` counts, else
-            float32. meta: what a Meta folder does not say itself. mapped: leave matrices in their file (load_llama).
+            float32. A bfloat16 base in float32: each product widens its weight.
+            meta: what a Meta folder does not say itself. mapped: leave matrices in their file (load_llama).
+            integer_products: whether int8 Linears round their input too, and multiply in integers; None: those that were
+            stored so do, a base rounded here is what its dense weights say.
     Raises: UsageError: no weights there. FormatError: broken files. CheckpointMismatch: changed files, another base.
     """
     if adapter is None and is_adapter(Path(path)):
@@ -145,7 +145,8 @@ def load(
             f"{path}: the model's settings end at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}"
         )
     dtype = _dtype(header, base, dtype)
-    llama = load_llama(header, device, dtype, None if base is None else _QUANTIZE[base], mapped=mapped)
+    llama = load_llama(header, device, dtype, _rounding(base, dtype, mapped=mapped), mapped=mapped)
+    _set_products(llama, base is None if integer_products is None else integer_products)
     model = LoadedModel(llama, tokenizer, header, notices)
     if adapter is not None:
         model.use_adapter(adapter)
@@ -161,11 +162,27 @@ def _dtype(header: CheckpointHeader, base: Base | None, asked: torch.dtype | Non
         is_wide = any(tensor.name == table and tensor.dtype in ("F32", "F64") for tensor in header.tensors)
         return asked or (torch.float32 if is_wide else torch.bfloat16)
     own = torch.bfloat16 if base == "bfloat16" else torch.float32
-    if base is not None and asked not in (None, own):
+    if base is not None and asked not in (None, own, torch.float32):
         raise UsageError(
             f"base {base}: expected products in {own}, got {asked}", "leave out the precision, or take base int8 or nf4"
         )
     return asked or own
+
+
+def _rounding(base: Base | None, dtype: torch.dtype, *, mapped: bool) -> Callable[[Tensor], AnyLinear] | None:
+    """What makes each block Linear of its dense weight; None: it stays dense, in `dtype`."""
+    if base == "bfloat16" and dtype == torch.float32 and not mapped:
+        return lambda weight_oi: NarrowLinear(weight_oi.to(torch.bfloat16))
+    kinds = {"int8": Int8Linear.from_dense, "nf4": Nf4Linear.from_dense}
+    return None if base is None else kinds.get(base)
+
+
+def _set_products(llama: Llama, in_integers: bool) -> None:
+    """Have every int8 Linear multiply in integers, or none."""
+    kind = Int8Linear if in_integers else Int8WeightLinear
+    for path, linear in named_linears(llama):
+        if isinstance(linear, Int8Linear) and type(linear) is not kind:
+            replace_linear(llama, path, kind(linear.weight, linear.scale))
 
 
 def find_model(path: str | Path) -> Path:

@@ -60,7 +60,7 @@ class Llama(nn.Module):
             positions_BT = torch.arange(stored, stored + tokens, device=ids_BT.device)[None]
         cos_BTP, sin_BTP = rope_angles(self.frequencies_P, positions_BT, self.config.rope_scaling.amplitude)
         mask = attention_mask(self.config, tokens, documents_BT, stored, ids_BT.device)
-        x_BTD = self.embed_tokens(ids_BT)
+        x_BTD = self.embed_tokens(ids_BT).to(self.norm.weight.dtype)  # a table may be stored narrower than the stream
         if mask is not None:
             mask = addend(mask, product_type(x_BTD))
         for block in self.layers:

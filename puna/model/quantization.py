@@ -43,7 +43,7 @@ def quantize_rows_int8(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantize_rows_int8(quantized: Tensor, scale: Tensor) -> Tensor:
     """The float32 values that the codes stand for."""
-    return quantized.float() * scale
+    return quantized.float().mul_(scale)
 
 
 def _levels() -> tuple[float, ...]:

@@ -112,7 +112,12 @@ def _adapter_states(config: ModelConfig, method: LoraTraining) -> dict[str, int]
 
 
 def _device_weights(config: ModelConfig, settings: Settings) -> int:
-    """The weights without what is streamed: of the layers in host memory two at a time are on the device."""
+    """The weights without what is streamed: of the layers in host memory two at a time are on the device.
+
+    Of a base in a mapped file the norms' gains alone.
+    """
+    if settings.mapped:
+        return (2 * config.n_layers + 1) * config.dim * settings.compute_bytes
     layers = min(settings.streamed_layers, config.n_layers)
     weights = weight_bytes(config, settings.base, is_wide=settings.is_wide)
     if layers > STREAM_BUFFERS:
@@ -143,7 +148,7 @@ def layer_weight_bytes(config: ModelConfig, base: Base, *, is_wide: bool = False
         return norms + sum(prod(shape) + 4 * shape[0] for shape in shapes)
     if base == "nf4":
         return norms + sum(nf4_bytes(prod(shape)) for shape in shapes)
-    return norms + wide * sum(prod(shape) for shape in shapes)
+    return norms + (4 if base == "float32" else 2) * sum(prod(shape) for shape in shapes)
 
 
 def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:
@@ -201,6 +206,6 @@ def _inference_memory(config: ModelConfig, settings: Settings, runtime_bytes: in
 
 def _dequantised(config: ModelConfig, settings: Settings) -> int:
     """The largest Linear's weight in the compute type, while it multiplies."""
-    if settings.base in ("float32", "bfloat16"):
+    if settings.base == "float32" or (settings.base == "bfloat16" and not settings.is_wide):
         return 0
     return settings.compute_bytes * max(prod(shape) for shape in linear_shapes(config).values())

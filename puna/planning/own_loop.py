@@ -40,7 +40,8 @@ def own_loss_phase(config: ModelConfig, settings: Settings) -> int:
     second = tokens * vocabulary * 2 * c + (1 + old) * part
     hidden = settings.compute_bytes * config.dim * settings.tokens
     norm = hidden * (2 if isinstance(settings.method, FullTraining) else 1) + 4 * settings.tokens
-    return max(first, second) + (2 * head if settings.autocast else 0) + norm + 2 * hidden
+    copy = 2 * head if settings.autocast else 4 * head if settings.mapped and settings.is_wide else 0
+    return max(first, second) + copy + norm + 2 * hidden
 
 
 def own_block_phase(config: ModelConfig, settings: Settings, recomputed: int) -> int:
@@ -61,20 +62,22 @@ def own_block_phase(config: ModelConfig, settings: Settings, recomputed: int) ->
 def _dense_weight(settings: Settings, numbers: int) -> int:
     """A weight while its transposed product is formed."""
     if settings.base == "int8":
-        return 8 * numbers  # its codes in float32, and their product with the scales
+        return (4 if settings.compute_bytes == 4 else 6) * numbers  # made in float32, then of the product's type
     if settings.base == "nf4":
         return settings.compute_bytes * numbers + 8 * numbers // 64 + _SLICE_BYTES * min(numbers, _SLICE_NUMBERS)
+    if settings.base == "bfloat16" and settings.compute_bytes == 4:
+        return 4 * numbers
     return 2 * numbers if settings.autocast else 0
 
 
 def _forward(config: ModelConfig, settings: Settings, numbers: int) -> int:
     """What a product makes on its way forward: int8 its rounded input, or its sums in int32 and float32; DoRA the base."""
     method, made = settings.method, 0
-    if settings.base == "int8":
+    if settings.integer_products:
         wide = 9 if settings.compute_bytes == 2 else 5
         made = wide * config.ffn_dim * settings.tokens
     if isinstance(method, LoraTraining) and method.magnitudes:
-        dense = {"float32": 0, "bfloat16": 4, "int8": 8, "nf4": 4}[settings.base] * numbers
+        dense = {"float32": 0, "bfloat16": 4, "int8": 4, "nf4": 4}[settings.base] * numbers
         made = max(made, dense)
     return made
 

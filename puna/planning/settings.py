@@ -99,7 +99,9 @@ class Settings:
     packed: rows hold several documents, each with positions of its own and a mask that keeps them apart.
     own_loop: this project's own layers also in 16 bits; else fused kernels, as in docs/math.md. float32 is always ours.
     autocast: products in 16 bits beside float32 weights. accumulates: a step adds up several such batches.
-    is_wide: float32 instead of 16 bits for all that is not rounded beside an int8 or NF4 base: stream, embedding, head.
+    is_wide: float32 instead of 16 bits for all but the blocks' Linears of a base stored narrower: stream, embedding, head.
+    integer_products: an int8 base rounds the inputs too; else each weight is made wide for its product.
+    mapped: frozen matrices stay in their file; its pages are the system's to keep or forget, and are not counted.
     streamed_layers: frozen layers that lie in host memory and pass through two buffers on the device, twice a step.
     streamed_embedding: the input table stays in host memory; only the rows of a batch are copied.
     """
@@ -116,6 +118,8 @@ class Settings:
     autocast: bool = False
     accumulates: bool = False
     is_wide: bool = False
+    integer_products: bool = False
+    mapped: bool = False
     streamed_layers: int = 0
     streamed_embedding: bool = False
 
@@ -134,8 +138,10 @@ class Settings:
             )
         if self.autocast and self.base != "float32":
             raise UsageError(f"autocast: expected base float32, got {self.base}", "a smaller base has 16-bit products")
-        if self.is_wide and self.base not in ("int8", "nf4"):
-            raise UsageError(f"is_wide: expected base int8 or nf4, got {self.base}", "other bases have one type alone")
+        if self.is_wide and self.base == "float32":
+            raise UsageError("is_wide: expected a base of fewer bits, got float32", "float32 is as wide as it gets")
+        if self.integer_products and self.base != "int8":
+            raise UsageError(f"integer_products: expected base int8, got {self.base}", "others multiply in floats")
         self._check_streaming()
 
     def _check_streaming(self) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from puna.arch.modules import LINEARS
+from puna.arch.modules import HEAD, LINEARS, linear_paths
 from puna.errors import FormatError, UsageError
 from puna.files import MANIFEST, sha256_file, verify_folder
 from puna.model.linears.int8 import Int8Linear
-from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
+from puna.model.linears.kind import AnyLinear, dense_weight
 from puna.model.linears.low_rank import LowRankLinear
+from puna.model.linears.narrow import NarrowLinear
 from puna.model.llama import Llama
 from puna.model.positions import rope_frequencies
 from puna.model.surgery import get_linear, replace_linear
@@ -28,12 +29,14 @@ from puna.weights.tensors import DTYPE_NAMES, refuse_non_finite
 
 __all__ = ["load_llama", "verify_seal", "weights_sha256"]
 
+_NARROW = ("BF16", "F16")
+
 
 def load_llama(
     checkpoint: Path | CheckpointHeader,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    quantize: Callable[[Tensor], LinearKind] | None = None,
+    quantize: Callable[[Tensor], AnyLinear] | None = None,
     *,
     mapped: bool = False,
 ) -> Llama:
@@ -44,7 +47,8 @@ def load_llama(
             quantize: given each block Linear's dense weight on the device, in the file's type (float32 where it had to be
             formed), as soon as that is read; memory holds one of them beside what was made of the others.
             mapped: leave every matrix in its safetensors file, mapped: the system reads it when it is used and may forget
-            it again. Writing to one would change a private copy and never the file.
+            it again. Writing to one would change a private copy and never the file. 16-bit matrices in a float32 model
+            stay so: products widen them one at a time, the stream and the vectors are float32.
     Raises: FormatError: anything that formats.md refuses, NaN and infinity included; mapped, and a matrix would need a copy.
             CheckpointMismatch: a folder we wrote was changed since. UsageError: mapped beside `quantize` or off the CPU.
     """
@@ -63,6 +67,8 @@ def load_llama(
             )
     if header.config.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
+    if mapped:
+        _multiply_wide(model, dtype)
     model.frequencies_P = rope_frequencies(header.config).to(device)
     return model
 
@@ -96,8 +102,9 @@ def _place(
     placed = {}
     for expected in parts:
         tensor = stored[expected]
-        wanted = tensor.dtype if dtype is None or not expected.is_converted else dtype
-        moved = tensor.to(device, wanted, copy=dtype is not None and not (mapped and tensor.dim() > 1))
+        is_left = mapped and tensor.dim() > 1
+        wanted = tensor.dtype if dtype is None or is_left or not expected.is_converted else dtype
+        moved = tensor.to(device, wanted, copy=dtype is not None and not is_left)
         refuse_non_finite(header.path, expected.name, moved)
         placed[expected.path.rpartition(".")[2]] = moved
     return placed
@@ -116,11 +123,13 @@ def _check_mapped(
             header.path, "format", "a safetensors folder in Hugging Face's layout, to leave weights in it", header.format,
             "convert it first: puna weights convert --to hf",
         )  # fmt: skip
+    in_parts = {entry.path for entry in header.stored.linears}
     for expected in header.expected():
         kind, wanted = stored.dtype(expected), DTYPE_NAMES[dtype]
         if len(expected.shape) < 2:
             continue
-        if expected.is_converted and kind != wanted:
+        is_widened = wanted == "F32" and kind in _NARROW and expected.path.rpartition(".")[0] not in in_parts
+        if expected.is_converted and kind != wanted and not is_widened:
             hint = f"load it in {kind}, or convert it first: puna weights convert --dtype"
             raise FormatError(header.path, expected.name, f"{wanted}, to leave it in the file", kind, hint)
         if not stored.is_aligned(expected):
@@ -128,6 +137,16 @@ def _check_mapped(
                 header.path, expected.name, f"a place aligned for {kind}, to leave it in the file", "another place",
                 "write the folder again: puna weights convert --to hf",
             )  # fmt: skip
+
+
+def _multiply_wide(model: Llama, dtype: torch.dtype) -> None:
+    """Let each dense Linear that is stored narrower than the stream widen its weight for its products."""
+    for path in (*linear_paths(model.config), HEAD):
+        linear = get_linear(model, path)
+        if isinstance(linear, nn.Linear) and linear.weight.dtype != dtype:
+            replace_linear(model, path, NarrowLinear(linear.weight))
+    if model.config.tied_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
 
 
 def _unfilled(header: CheckpointHeader) -> Llama:

@@ -22,9 +22,10 @@ from puna.jobs.convert import convert
 from puna.jobs.load import load
 from puna.model.batch import Batch
 from puna.model.linears.adapter import LoraSettings
-from puna.model.linears.int8 import Int8Linear
-from puna.model.linears.kind import dense_weight
+from puna.model.linears.int8 import Int8Linear, Int8WeightLinear
+from puna.model.linears.kind import dense_linear, dense_weight
 from puna.model.linears.low_rank import LowRankLinear
+from puna.model.linears.narrow import NarrowLinear
 from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears, replace_linear, replace_linears
@@ -37,7 +38,7 @@ from puna.weights.folder import save_folder
 from puna.weights.meta import MetaSettings
 
 IDS = torch.arange(20)[None]
-KINDS = {"int8": Int8Linear, "nf4": Nf4Linear}
+KINDS = {"int8": Int8WeightLinear, "nf4": Nf4Linear}
 LORA = LoraSettings(rank=2, alpha=4.0, targets=LINEARS)
 
 
@@ -71,7 +72,7 @@ def test_a_16_bit_file_is_held_in_the_bytes_that_are_planned(folders, base: str,
     rest = torch.float32 if base == "float32" else torch.bfloat16
     assert {weight.dtype for weight in llama.parameters()} == {rest}
     assert (llama.lm_head.weight is llama.embed_tokens.weight) == tied
-    if base in ("int8", "nf4"):
+    if base != "float32":
         wide = load(folders(torch.bfloat16, tied_embeddings=tied), base=base, dtype=torch.float32).llama
         assert stored_bytes(wide) == weight_bytes(llama.config, base, is_wide=True)
 
@@ -88,6 +89,28 @@ def test_what_is_not_quantised_takes_16_bits_where_the_file_has_them_or_the_type
     asked = load(folder, base=base, dtype=torch.float16).llama
     assert {weight.dtype for weight in asked.parameters()} == {torch.float16}
     assert {type(linear) for _, linear in named_linears(asked)} == {KINDS[base]}
+
+
+@torch.no_grad()
+def test_a_bfloat16_base_multiplies_in_float32_where_that_is_asked_for(folders, tiny: Llama) -> None:
+    llama = load(folders(), base="bfloat16", dtype=torch.float32).llama
+    assert {type(linear) for _, linear in named_linears(llama)} == {NarrowLinear}
+    assert {weight.dtype for _, linear in named_linears(llama) for weight in linear.parameters()} == {torch.bfloat16}
+    replace_linears(tiny, LINEARS, lambda _, old: dense_linear(dense_weight(old).bfloat16().float()))
+    assert torch.equal(llama(IDS), tiny(IDS))
+
+
+@torch.no_grad()
+def test_what_was_stored_in_int8_multiplies_as_asked(tiny: Llama, tmp_path: Path) -> None:
+    quantize_int8(tiny)
+    save_folder(tiny, tmp_path / "a")
+    assert torch.equal(load(tmp_path / "a")(IDS), tiny(IDS))
+    weights_alone = load(tmp_path / "a", integer_products=False)
+    replace_linears(tiny, LINEARS, lambda _, old: dense_linear(dense_weight(old)))
+    assert torch.equal(weights_alone(IDS), tiny(IDS))
+    assert {type(linear) for _, linear in named_linears(load(tmp_path / "a", base="int8").llama)} == {Int8WeightLinear}
+    asked = load(tmp_path / "a", base="int8", integer_products=True).llama
+    assert {type(linear) for _, linear in named_linears(asked)} == {Int8Linear}
 
 
 @pytest.mark.parametrize("base", ["int8", "nf4"])
@@ -189,8 +212,8 @@ def test_what_does_not_exist_or_fit_together_is_refused(folders) -> None:
     with pytest.raises(UsageError, match="nf5") as caught:
         load(folder, base="nf5")  # type: ignore[arg-type]
     assert "nf4" in caught.value.hint
-    with pytest.raises(UsageError, match=r"base bfloat16: expected products in torch\.bfloat16, got torch\.float32"):
-        load(folder, base="bfloat16", dtype=torch.float32)
+    with pytest.raises(UsageError, match=r"base bfloat16: expected products in torch\.bfloat16, got torch\.float16"):
+        load(folder, base="bfloat16", dtype=torch.float16)
     with pytest.raises(UsageError, match="NF4 is not stored") as caught:
         save_folder(load(folder, base="nf4").llama, folder / "again")
     assert "quantised from" in caught.value.hint

@@ -9,8 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS, linear_paths, linear_shapes
 from puna.model.linears.adapter import LoraOverride, LoraSettings
-from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.int8 import Int8Linear, Int8WeightLinear
 from puna.model.linears.lora import lora_linear
+from puna.model.linears.narrow import NarrowLinear
 from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
 from puna.model.loss import chunked_nats
@@ -25,20 +26,23 @@ MODEL = ModelConfig(
     vocab_size=512, dim=64, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=24, ffn_dim=176, max_seq_len=256
 )
 KINDS = {"lora": {}, "dora": {"magnitudes": True}, "olora": {"start": "olora"}}
-QUANTISED = {"int8": Int8Linear, "nf4": Nf4Linear}
+QUANTISED = {"int8": Int8WeightLinear, "nf4": Nf4Linear}
+WIDE = ("bfloat16 wide", "int8 wide", "nf4 wide", "integers wide")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("targets", [None, LINEARS, ("q_proj", "v_proj"), ("gate_proj",), ("o_proj", "down_proj")])
-@pytest.mark.parametrize("base", ["float32", "autocast", "bfloat16", "int8", "nf4", "int8 wide", "nf4 wide"])
+@pytest.mark.parametrize("base", ["float32", "autocast", "bfloat16", "int8", "nf4", *WIDE])
 def test_a_layer_keeps_exactly_the_planned_bytes(base, targets, kind):
-    is_wide, base = base.endswith(" wide"), base.removesuffix(" wide")
-    if targets is None and (kind != "lora" or base in QUANTISED):
-        return  # quantised weights are not trained, and full training has no kinds
+    is_wide, in_integers = base.endswith(" wide"), base.startswith("integers")
+    base = base.removesuffix(" wide").replace("integers", "int8")
+    if targets is None and (kind != "lora" or base in QUANTISED or is_wide):
+        return  # what is rounded is not trained, and full training has no kinds
     tokens, autocast = 40, base == "autocast"
     model, settings = built(
-        "float32" if autocast else base, targets, kind, tokens=tokens, autocast=autocast, is_wide=is_wide
-    )
+        "float32" if autocast else base, targets, kind, tokens=tokens, autocast=autocast, is_wide=is_wide,
+        integer_products=in_integers,
+    )  # fmt: skip
     x = torch.randn(1, tokens, MODEL.dim, dtype=model.embed_tokens.weight.dtype, requires_grad=True)
     cos, sin = rope_angles(model.frequencies_P, torch.arange(tokens)[None])
     owned = storages([*model.parameters(), *model.buffers(), cos, sin])
@@ -86,7 +90,11 @@ def built(base, targets, kind, *, tokens, config=MODEL, **changes):
         model = model.to(torch.bfloat16)
     if base in QUANTISED:
         for path in list(linear_paths(config)):
-            replace_linear(model, path, QUANTISED[base].from_dense(get_linear(model, path).weight))
+            rounded = Int8Linear if changes.get("integer_products") else QUANTISED[base]
+            replace_linear(model, path, rounded.from_dense(get_linear(model, path).weight))
+    elif changes.get("is_wide"):
+        for path in list(linear_paths(config)):
+            replace_linear(model, path, NarrowLinear(get_linear(model, path).weight.detach().bfloat16()))
     if targets is not None:
         ranks = {name: rank for name, rank in (("down_proj", 5), ("q_proj", 3)) if name in targets}
         method = LoraTraining(rank=8, targets=targets, ranks=ranks, magnitudes=kind == "dora", starts=kind == "olora")

@@ -33,3 +33,11 @@ def test_only_frozen_layers_are_streamed(wrong):
 def test_autocast_is_of_float32_weights():
     with pytest.raises(UsageError, match="autocast: expected base float32, got nf4"):
         Settings(method=LoraTraining(), seq=1, batch=1, base="nf4", autocast=True)
+
+
+def test_what_is_said_of_a_smaller_base_needs_one():
+    changes = {"method": LoraTraining(), "seq": 1, "batch": 1, "base": "float32"}
+    with pytest.raises(UsageError, match="is_wide: expected a base of fewer bits, got float32"):
+        Settings(**changes, is_wide=True)
+    with pytest.raises(UsageError, match="integer_products: expected base int8, got float32"):
+        Settings(**changes, integer_products=True)

@@ -18,8 +18,9 @@ from puna.model.batch import Batch
 from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import dense_weight
+from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
-from puna.model.surgery import named_linears, replace_linears
+from puna.model.surgery import named_linears, replace_linear, replace_linears
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer, trainable
 from puna.training.step import train_step
@@ -91,6 +92,30 @@ def test_stored_codes_are_mapped_too(build_llama, tmp_path) -> None:
     assert all(is_mapped(tensor) for _, linear in named_linears(mapped) for tensor in linear.buffers())
     with torch.no_grad():
         assert torch.equal(mapped(IDS), model(IDS))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("tied", [False, True])
+def test_16_bit_matrices_stay_in_their_file_beside_a_float32_stream(build_llama, tmp_path, tied) -> None:
+    save_folder(build_llama(tied_embeddings=tied).bfloat16(), tmp_path / "a")
+    mapped, copied = load_llama(tmp_path / "a", mapped=True), load_llama(tmp_path / "a")
+    for name, weight in mapped.state_dict().items():
+        assert is_mapped(weight) is (weight.dim() == 2), name
+        assert weight.dtype == (torch.bfloat16 if weight.dim() == 2 else torch.float32), name
+    assert (mapped.lm_head.weight is mapped.embed_tokens.weight) is tied
+    with torch.no_grad():
+        assert torch.equal(mapped(IDS), copied(IDS))
+    for model in (mapped, copied):
+        attach(model, SETTINGS, seed=0)
+    for ours, theirs in zip(train(mapped), train(copied), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_16_bit_factors_are_not_widened_in_place(tiny, tmp_path) -> None:
+    replace_linear(tiny, "layers.1.self_attn.o_proj", LowRankLinear(torch.randn(64, 3), torch.randn(3, 64)))
+    save_folder(tiny.bfloat16(), tmp_path / "a")
+    with pytest.raises(FormatError, match=r"o_proj.*: expected F32, to leave it in the file, got BF16"):
+        load_llama(tmp_path / "a", mapped=True)
 
 
 def test_what_would_need_a_copy_is_refused(tiny, tmp_path) -> None:

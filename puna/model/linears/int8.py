@@ -1,7 +1,9 @@
-"""An int8 Linear: weights rounded once per output row, activations per token at each call, products in integers.
+"""An int8 Linear: weights rounded once per output row; multiplied in integers, or made wide for each product.
 
-    y = s_w s_x (W_q x_q), accumulated in int32, exact for d_in <= 133,144;  dx = W^T dy as if x were not rounded
+    in integers, x rounded per token:  y = s_w s_x (W_q x_q), in int32, exact for d_in <= 133,144;  dx = W^T dy
+    the weight alone rounded:          y = W x,  W = s_w W_q
 
+dx is as if x were not rounded. Integers are faster where a processor has instructions for them, and add x's rounding.
 Source: Dettmers et al. 2022, arXiv:2208.07339, without its outlier path; docs/math.md 1.17.
 """
 
@@ -11,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from puna.model.linears.dequantised import dequantised_product
 from puna.model.linears.kind import LinearKind
 from puna.model.quantization import dequantize_rows_int8, quantize_rows_int8
 
-__all__ = ["Int8Linear"]
+__all__ = ["Int8Linear", "Int8WeightLinear"]
 
 _MULTIPLE = 8  # CUDA's integer product wants sizes in eights and at least 17 rows
 _SLICE = 1 << 20  # numbers rounded at a time: temporaries of a large weight stay below 25 MB
@@ -55,6 +58,14 @@ class Int8Linear(LinearKind):
         return cls(codes, scale)
 
 
+class Int8WeightLinear(Int8Linear):
+    """The same codes and scales, the input left as it is: it computes what its dense weight does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (..., d_in). Returns: (..., d_out) in x's dtype, or autocast's."""
+        return dequantised_product(x, _dense, self.weight, self.scale)
+
+
 class _RoundedProduct(torch.autograd.Function):
     """Without this, autograd would differentiate the scale of x and not x itself."""
 
@@ -69,6 +80,10 @@ class _RoundedProduct(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         weight_oi = dequantize_rows_int8(*ctx.saved_tensors)
         return upstream[0] @ weight_oi.to(upstream[0].dtype), None, None
+
+
+def _dense(dtype: torch.dtype, weight_oi: Tensor, scale_o1: Tensor) -> Tensor:
+    return dequantize_rows_int8(weight_oi, scale_o1).to(dtype)
 
 
 def _integer_product(x_Ni: Tensor, weight_oi: Tensor) -> Tensor:

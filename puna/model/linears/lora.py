@@ -55,7 +55,7 @@ class LoraLinear(LinearKind):
     @property
     def is_plain(self) -> bool:
         """Whether `adapted_products` computes it: a dense frozen base and nothing to take off."""
-        return type(self.base) is nn.Linear and self.A0 is None
+        return isinstance(self.base, nn.Linear) and self.A0 is None
 
     def dense_weight(self) -> Tensor:
         """The merged weight in float32, (d_out, d_in)."""

@@ -5,13 +5,13 @@
 Source: Dettmers et al. 2023, arXiv:2305.14314 (QLoRA); docs/math.md 1.16.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from puna.model.linears.kind import LinearKind, product_type
+from puna.model.linears.dequantised import dequantised_product
+from puna.model.linears.kind import LinearKind
 from puna.model.quantization import dequantize_maxima, dequantize_nf4, quantize_maxima, quantize_nf4
 
 __all__ = ["Nf4Linear"]
@@ -35,8 +35,8 @@ class Nf4Linear(LinearKind):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (..., d_in). Returns: (..., d_out) in x's dtype, or autocast's."""
-        shape = (self.out_features, self.in_features)
-        return _DequantisedProduct.apply(x, shape, self.codes, self.maxima, self.scales, self.mean)
+        widen = partial(_dense, (self.out_features, self.in_features))
+        return dequantised_product(x, widen, self.codes, self.maxima, self.scales, self.mean)
 
     def dense_weight(self) -> Tensor:
         """The float32 weight that the codes stand for, (d_out, d_in)."""
@@ -47,23 +47,6 @@ class Nf4Linear(LinearKind):
         """Round a weight of any float type, on its device."""
         codes, maxima = quantize_nf4(weight_oi.detach())
         return cls(codes, quantize_maxima(maxima), (weight_oi.shape[0], weight_oi.shape[1]))
-
-
-class _DequantisedProduct(torch.autograd.Function):
-    """The way back makes the weight anew from its codes: autograd's own product would keep every layer's dense weight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: tuple[int, int], *stored: Tensor) -> Tensor:
-        dtype = product_type(x)
-        ctx.save_for_backward(*stored)
-        ctx.shape, ctx.x_dtype = shape, x.dtype
-        return F.linear(x.to(dtype), _dense(shape, dtype, *stored))
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = upstream
-        dx = (dy @ _dense(ctx.shape, dy.dtype, *ctx.saved_tensors)).to(ctx.x_dtype)
-        return dx, *(None,) * 5
 
 
 def _dense(
