@@ -5,8 +5,7 @@ its completion meet as they stand.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ __all__ = ["EncodedRecord", "chat_template_of", "cut_record", "encode_record"]
 class EncodedRecord:
     """The ids of a record, and of each whether it is learned as the target of those before; the first never is."""
 
+    file: str
     place: str
     kind: Kind
     is_chat: bool
@@ -44,15 +44,14 @@ def encode_record(record: Record, tokenizer: Tokenizer, settings: RecordSettings
     else:
         ids, learn = _encode_plain(record, tokenizer, settings)
     learn = learn & (np.arange(len(ids)) > 0)
-    return EncodedRecord(place=record.place, kind=record.kind, is_chat=is_chat, ids=ids, learn=learn)
+    return EncodedRecord(file=record.file, place=record.place, kind=record.kind, is_chat=is_chat, ids=ids, learn=learn)
 
 
 def cut_record(record: EncodedRecord, seq: int) -> Iterator[EncodedRecord]:
     """Pieces of at most seq + 1 ids that overlap by one, so that every learned id is a target once."""
-    piece = partial(EncodedRecord, place=record.place, kind=record.kind, is_chat=record.is_chat)
     for begin in range(0, len(record.ids) - 1, seq):
         part = slice(begin, begin + seq + 1)
-        yield piece(ids=record.ids[part], learn=record.learn[part])
+        yield replace(record, ids=record.ids[part], learn=record.learn[part])
 
 
 def chat_template_of(tokenizer: Tokenizer, settings: RecordSettings) -> str | None:

@@ -23,6 +23,7 @@ from puna.tokens.chat import ROLES, Message, read_messages
 __all__ = ["Fault", "Kind", "Record", "RecordSettings", "read_records"]
 
 Kind = Literal["messages", "pair", "instruction", "question", "text"]
+_Said = tuple[Kind, tuple[Message, ...]]
 
 _PAIRS: tuple[tuple[Kind, str, str], ...] = (
     ("pair", "prompt", "completion"),
@@ -63,8 +64,9 @@ class RecordSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What one line says, and where it stands; the last assistant message is the answer."""
+    """What one line says, the file and the place where it stands; the last assistant message is the answer."""
 
+    file: str
     place: str
     kind: Kind
     messages: tuple[Message, ...]
@@ -87,7 +89,7 @@ def read_records(paths: Sequence[Path], settings: RecordSettings) -> Iterator[Re
         lines = _line_files(path)
         for file in lines:
             for place, line in _lines(file):
-                yield _parse(line, place, settings)
+                yield _parse(line, str(file), place, settings)
         if not lines or (path.is_dir() and any(_is_other(file, path) for file in path.rglob("*"))):
             yield from _texts(path)
 
@@ -109,10 +111,16 @@ def _is_hidden(file: Path, folder: Path) -> bool:
 def _texts(path: Path) -> Iterator[Record | Fault]:
     stream = DocumentStream([path], exclude=lambda place: place.suffix == ".jsonl")
     for document in stream:
-        yield Record(place=document.name, kind="text", messages=(Message("assistant", document.text),))
+        said = (Message("assistant", document.text),)
+        yield Record(file=_file_of(document.name), place=document.name, kind="text", messages=said)
     for number in range(stream.bad_lines):
         known = stream.bad_places[number : number + 1]
         yield Fault(place=known[0].rsplit(": ", 1)[0] if known else str(path), reason="a line without text")
+
+
+def _file_of(name: str) -> str:
+    """The file of a text; a long one's pieces are named file#0, file#1 ..."""
+    return name if Path(name).exists() else name.rpartition("#")[0]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -127,7 +135,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
         raise BadData(f"{path}: {error.strerror}", "check the path") from None
 
 
-def _parse(line: bytes, place: str, settings: RecordSettings) -> Record | Fault:
+def _parse(line: bytes, file: str, place: str, settings: RecordSettings) -> Record | Fault:
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -137,46 +145,47 @@ def _parse(line: bytes, place: str, settings: RecordSettings) -> Record | Fault:
     found = _find(value, place, settings)
     if isinstance(found, str):
         return Fault(place=place, reason=found)
+    kind, messages = found
     try:
-        "".join(message.content for message in found.messages).encode("utf-8")
+        "".join(message.content for message in messages).encode("utf-8")
     except UnicodeEncodeError:
         return Fault(place=place, reason="half a surrogate pair")
-    return found
+    return Record(file=file, place=place, kind=kind, messages=messages)
 
 
-def _find(value: Mapping[str, Any], place: str, settings: RecordSettings) -> Record | str:
-    """The record of a line, or why it is none: the kind that says most is taken. Errors: UsageError for preferences."""
+def _find(value: Mapping[str, Any], place: str, settings: RecordSettings) -> _Said | str:
+    """What a line says, or why it is no record: the kind that says most is taken. Errors: UsageError for preferences."""
     named = settings.prompt, settings.completion
     if named[0] in value and named[1] in value:
-        return _pair(value, place, "question", str(named[0]), str(named[1]))
+        return _pair(value, "question", str(named[0]), str(named[1]))
     if any(name in value for name in _PREFERENCES):
         raise UsageError(
             f"{place}: a record with 'chosen' and 'rejected': learning from preferences is not built",
             "--fields prompt,chosen learns the chosen answers alone",
         )
     if "messages" in value:
-        return _conversation(value["messages"], place)
+        return _conversation(value["messages"])
     for kind, prompt, completion in _PAIRS:
         if prompt in value and completion in value:
-            return _pair(value, place, kind, prompt, completion)
+            return _pair(value, kind, prompt, completion)
     if isinstance(value.get("text"), str):
-        return Record(place=place, kind="text", messages=(Message("assistant", value["text"]),))
+        return "text", (Message("assistant", value["text"]),)
     return _NO_KIND
 
 
-def _pair(value: Mapping[str, Any], place: str, kind: Kind, prompt: str, completion: str) -> Record | str:
+def _pair(value: Mapping[str, Any], kind: Kind, prompt: str, completion: str) -> _Said | str:
     given, answer, more = value[prompt], value[completion], value.get("input") if kind == "instruction" else None
     if not (isinstance(given, str) and isinstance(answer, str) and isinstance(more, str | None)):
         return _NO_KIND
     said = f"{given}\n\n{more}" if more is not None and more.strip() else given
-    return Record(place=place, kind=kind, messages=(Message("user", said), Message("assistant", answer)))
+    return kind, (Message("user", said), Message("assistant", answer))
 
 
-def _conversation(values: object, place: str) -> Record | str:
+def _conversation(values: object) -> _Said | str:
     roles = [value.get("role") for value in values if isinstance(value, dict)] if isinstance(values, list) else []
     if any(isinstance(role, str) and role not in ROLES for role in roles):
         return "unknown role"
     try:
-        return Record(place=place, kind="messages", messages=read_messages(values))
+        return "messages", read_messages(values)
     except BadData:
         return "messages that are not a list of role and content"

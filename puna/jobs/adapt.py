@@ -1,19 +1,20 @@
 """Fine-tuning: a model and records -> an adapter that PEFT loads, or, with every weight trained, a model."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from puna.adaptation.lint import RecordCounts
 from puna.adaptation.rows import RecordSource, Row, collate, rows_sha256
 from puna.adaptation.streaming import stream_layers
 from puna.adaptation.targets import adapter_of, attach, named_loras
 from puna.arch.config import ModelConfig
-from puna.evaluation.perplexity import evaluate_text, evaluate_windows
-from puna.jobs.adapt_data import pack_data
+from puna.evaluation.perplexity import evaluate_text
+from puna.jobs.adapt_data import PackedData, pack_data
 from puna.jobs.adapt_recipe import AdaptRecipe, planned_settings
 from puna.jobs.adapt_report import AdaptResult, Change, adapt_rows, adapter_card, change_section
+from puna.jobs.held_out import judge
 from puna.jobs.load import LoadedModel, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
@@ -59,26 +60,24 @@ def adapt(
         peak = PeakMemory(place)
         loaded = _load(recipe, place)
         config = recipe.training
-        rows, held_out, counts = pack_data(
-            recipe.data, recipe.validation, recipe.records, loaded, seq=config.seq, anyway=anyway
-        )
-        digest = rows_sha256(rows)
+        packed = pack_data(recipe.data, recipe.validation, recipe.records, loaded, seq=config.seq, anyway=anyway)
+        digest = rows_sha256(packed.rows)
         if isinstance(config.budget, EpochBudget):
-            config = replace(config, budget=config.budget.in_steps(len(rows), config.batch))
+            config = replace(config, budget=config.budget.in_steps(len(packed.rows), config.batch))
         _prepare(recipe, loaded, place)
-        judge = _Judge(loaded, held_out, config.micro_batch, recipe.old)
-        before = judge.everything()  # a fresh adapter is its base exactly
+        judges = _Judge(loaded, packed.held_out, config.micro_batch, recipe.old)
+        before = judges.everything()  # a fresh adapter is its base exactly
         state = run_training(
-            folder, loaded.llama, config, RecordSource(rows, config.batch, config.micro_batch, config.seed),
-            lambda: HeldOut(nats=judge.new()), observers, peak=peak, data={"the records": digest},
+            folder, loaded.llama, config, RecordSource(packed.rows, config.batch, config.micro_batch, config.seed),
+            judges.held_out, observers, peak=peak, data={"the records": digest},
             show=lambda state, is_stopped: write_unfinished_report(
                 folder, "adapt", state, config, _sections(folder, recipe, loaded, state), is_stopped=is_stopped
             ),
             tensorboard=tensorboard,
         )  # fmt: skip
         step, nats = take_best(folder, loaded.llama, state) if recipe.keep == "best" else (state.done.steps, None)
-        after = (judge.new() if nats is None else nats, judge.old())
-        result = _result(recipe, loaded, state, counts, Change(step=step, before=before, after=after), out)
+        after = (judges.new() if nats is None else nats, judges.old())
+        result = _result(recipe, loaded, state, packed, Change(step=step, before=before, after=after), out)
         _save(recipe, loaded, result, digest)
         sections = change_section("en", result.change), *_sections(folder, recipe, loaded, state)
         write_run_report(folder, "adapt", adapt_rows(result), sections)
@@ -93,10 +92,14 @@ def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
 class _Judge:
     """Nats on the held-out records, and on a text of the kind that the base knows."""
 
-    def __init__(self, loaded: LoadedModel, held_out: list[Row], micro_batch: int, old: Path | None) -> None:
-        starts = range(0, len(held_out), micro_batch)
+    def __init__(
+        self, loaded: LoadedModel, held_out: Mapping[str, list[Row]], micro_batch: int, old: Path | None
+    ) -> None:
         self._loaded = loaded
-        self._batches = [collate(held_out[start : start + micro_batch]) for start in starts]
+        self._batches = {
+            name: [collate(rows[start : start + micro_batch]) for start in range(0, len(rows), micro_batch)]
+            for name, rows in held_out.items()
+        }
         texts = [] if old is None else [document.text for document in read_documents([old]).documents]
         self._texts, room = [], _OLD_CHARACTERS
         for text in texts:
@@ -105,9 +108,13 @@ class _Judge:
             if room <= 0:
                 break
 
+    def held_out(self) -> HeldOut:
+        """Per learned token of the held-out records, of all and of each file's."""
+        return judge(self._loaded.llama, self._batches)
+
     def new(self) -> float:
-        """Per learned token of the held-out records."""
-        return evaluate_windows(self._loaded.llama, self._batches).nats_per_token
+        """Per learned token of all held-out records."""
+        return self.held_out().nats
 
     def old(self) -> float | None:
         """Per token of the old kind of text, of its first 200,000 characters; None where none was named."""
@@ -161,7 +168,7 @@ def _sections(folder: RunFolder, recipe: AdaptRecipe, loaded: LoadedModel, state
 
 
 def _result(
-    recipe: AdaptRecipe, loaded: LoadedModel, state: TrainState, counts: RecordCounts, change: Change, out: Path
+    recipe: AdaptRecipe, loaded: LoadedModel, state: TrainState, packed: PackedData, change: Change, out: Path
 ) -> AdaptResult:
     assert state.first_nats is not None
     assert state.last_nats is not None
@@ -177,7 +184,8 @@ def _result(
         relative_update=None if recipe.lora is None or recipe.is_streamed else _relative_update(loaded),
         peak_bytes=state.peak_bytes,
         planned_peak_bytes=planned_memory(recipe, loaded.config).total,
-        records=counts,
+        records=packed.counts,
+        held_out_records=packed.held_out_records,
         adapter=None if recipe.lora is None else str(out / "adapter"),
         model=str(out / "model") if recipe.lora is None else None,
     )

@@ -1,9 +1,9 @@
 """The records of an adaptation, from files to packed rows: those to learn from, and those held out; and a look at them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -18,12 +18,36 @@ from puna.tokens.tokenizer import Tokenizer
 from puna.weights.headers import read_header
 from puna.weights.vocabulary import tokenizer_of
 
-__all__ = ["Preview", "PreviewedRecord", "Span", "pack_data", "preview", "record_flags", "record_rows"]
+__all__ = [
+    "PackedData",
+    "Preview",
+    "PreviewedRecord",
+    "Span",
+    "file_label",
+    "held_out_rows",
+    "pack_data",
+    "preview",
+    "record_flags",
+    "record_rows",
+]
 
 PREVIEWED = 3
 _HELD_OUT_SHARE = 10
+_SMALLER_FILES = "smaller files"  # those of fewer than 10 records, together
 
-_Item = TypeVar("_Item")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedData:
+    """Packed rows to learn from, and those to judge by.
+
+    Attributes: held_out: rows by file. held_out_records: how many records of each file these hold; of one long text alone
+                how many pieces. Files of fewer than 10 records count as one. counts: what the lint found.
+    """
+
+    rows: list[Row]
+    held_out: dict[str, list[Row]]
+    held_out_records: dict[str, int]
+    counts: RecordCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +84,8 @@ def pack_data(
     *,
     seq: int,
     anyway: bool = False,
-) -> tuple[list[Row], list[Row], RecordCounts]:
-    """Packed rows to learn from and held-out rows: a file of its own, or the last tenth of the records.
+) -> PackedData:
+    """Packed rows to learn from and held-out rows: files of their own, or the last tenth of each file's records.
 
     A long text alone gives the last tenth of its pieces of `seq` tokens. Args: anyway: learn whatever the lint says.
     Errors: BadData, UsageError.
@@ -69,16 +93,20 @@ def pack_data(
     tokenizer = loaded.tokenizer
     _check_seq(seq, loaded.config.max_seq_len)
     linted = _read(data, settings, tokenizer, seq, anyway=anyway)
-    learned, judged = linted.records, []
     if validation is not None:
-        judged = _read([validation], settings, tokenizer, seq, anyway=anyway).records
-    elif len(learned) > 1:
-        learned, judged = _hold_out(learned)
+        learned, judged = linted.records, _by_file(_read([validation], settings, tokenizer, seq, anyway=anyway).records)
+    elif len(linted.records) > 1:
+        learned, judged = _hold_out(linted.records)
     else:
-        learned, judged = _hold_out([piece for record in learned for piece in cut_record(record, seq)])
-    if not (learned and judged):
+        learned, judged = _hold_out([piece for record in linted.records for piece in cut_record(record, seq)])
+    if not (learned and any(judged.values())):
         raise BadData(f"{linted.counts.used} records are too few to learn from and to hold one out", "add records")
-    return pack_records(learned, seq), pack_records(judged, seq), linted.counts
+    return PackedData(
+        rows=pack_records(learned, seq),
+        held_out={name: pack_records(records, seq) for name, records in judged.items() if records},
+        held_out_records={name: len(records) for name, records in judged.items()},
+        counts=linted.counts,
+    )
 
 
 def preview(
@@ -127,6 +155,19 @@ def record_rows(lang: str, counts: RecordCounts) -> list[tuple[str, str]]:
     ]
 
 
+def held_out_rows(lang: str, held_out_records: Mapping[str, int]) -> list[tuple[str, str]]:
+    """How many records of each file are held out, as (what, value)."""
+    return [
+        (label(lang, "run.row.judged", name=file_label(lang, name)), f"{count:,}")
+        for name, count in held_out_records.items()
+    ]
+
+
+def file_label(lang: str, name: str) -> str:
+    """A file's name; files of fewer than 10 records have one together."""
+    return label(lang, "run.smaller_files") if name == _SMALLER_FILES else name
+
+
 def record_flags(*, fields: str | None, loss: str | None) -> dict[str, str]:
     """The settings of records that flags give; None is a flag not given.
 
@@ -155,9 +196,27 @@ def _check_seq(seq: int, context: int) -> None:
         raise UsageError(f"training.seq: expected at most the context of {context}, got {seq}", "shorten --seq")
 
 
-def _hold_out(items: list[_Item]) -> tuple[list[_Item], list[_Item]]:
-    cut = len(items) - max(1, len(items) // _HELD_OUT_SHARE)
-    return items[:cut], items[cut:]
+def _hold_out(records: Sequence[EncodedRecord]) -> tuple[list[EncodedRecord], dict[str, list[EncodedRecord]]]:
+    """All but the last tenth of each file, and that tenth by file; at least one record of all."""
+    files = _by_file(records)
+    least = 1 if len(files) == 1 else 0
+    learned, judged = list[EncodedRecord](), dict[str, list[EncodedRecord]]()
+    for name, found in files.items():
+        cut = len(found) - max(least, len(found) // _HELD_OUT_SHARE)
+        learned += found[:cut]
+        judged[name] = found[cut:]
+    return learned, judged
+
+
+def _by_file(records: Sequence[EncodedRecord]) -> dict[str, list[EncodedRecord]]:
+    """Records by their file; those of files too small to give a tenth stand together."""
+    sizes = Counter(record.file for record in records)
+    small = [file for file, size in sizes.items() if size < _HELD_OUT_SHARE]
+    found: dict[str, list[EncodedRecord]] = {}
+    for record in records:
+        is_joined = len(small) > 1 and sizes[record.file] < _HELD_OUT_SHARE
+        found.setdefault(_SMALLER_FILES if is_joined else record.file, []).append(record)
+    return found
 
 
 def _spans(record: EncodedRecord, tokenizer: Tokenizer) -> list[Span]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from puna.adaptation.lint import RecordCounts
-from puna.jobs.adapt_data import record_rows
+from puna.jobs.adapt_data import held_out_rows, record_rows
 from puna.jobs.adapt_recipe import AdaptRecipe
 from puna.jobs.run_report import peak_row
 from puna.report.labels import label
@@ -37,7 +37,7 @@ class AdaptResult:
     """What `puna adapt --json` prints.
 
     validation_nats: of the step that was kept. relative_update: |dW| / |W| over the adapter's targets; not formed where they
-    lie in host memory. adapter, model: where the result is, one of them.
+    lie in host memory. held_out_records: how many of each file. adapter, model: where the result is, one of them.
     """
 
     trainable_parameters: int
@@ -52,6 +52,7 @@ class AdaptResult:
     peak_bytes: int
     planned_peak_bytes: int
     records: RecordCounts
+    held_out_records: dict[str, int]
     adapter: str | None
     model: str | None
 
@@ -61,6 +62,7 @@ def adapt_rows(result: AdaptResult, lang: str = "en") -> list[tuple[str, str]]:
     change = result.change
     rows = [
         *record_rows(lang, result.records),
+        *held_out_rows(lang, result.held_out_records),
         (label(lang, "run.row.trainable"), f"{result.trainable_parameters:,}"),
         (label(lang, "run.row.steps"), f"{result.steps:,}"),
         (label(lang, "run.row.kept"), f"{change.step:,}"),

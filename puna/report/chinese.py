@@ -264,6 +264,8 @@ CHINESE = {
     "run.row.peak": "内存峰值",
     "run.row.model": "模型",
     "run.row.records": "记录",
+    "run.row.judged": "留出的记录：{name}",
+    "run.smaller_files": "较小的文件",
     "run.row.dropped": "丢弃：{reason}",
     "run.row.doubted": "仍然使用：{reason}",
     "run.row.trainable": "可训练参数",

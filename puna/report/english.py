@@ -276,6 +276,8 @@ ENGLISH = {
     "run.row.peak": "peak memory",
     "run.row.model": "model",
     "run.row.records": "records",
+    "run.row.judged": "held-out records of {name}",
+    "run.smaller_files": "smaller files",
     "run.row.dropped": "dropped: {reason}",
     "run.row.doubted": "used all the same: {reason}",
     "run.row.trainable": "trainable parameters",

@@ -29,7 +29,7 @@ def record(kind: Kind, *contents: str) -> Record:
     """User and assistant in turn; of messages the first is the system's."""
     roles = {"text": ["assistant"], "messages": ["system", *["user", "assistant"] * 3]}.get(kind, ["user", "assistant"])
     messages = tuple(Message(role, text) for role, text in zip(roles, contents, strict=False))
-    return Record(place="a.jsonl:1", kind=kind, messages=messages)
+    return Record(file="a.jsonl", place="a.jsonl:1", kind=kind, messages=messages)
 
 
 def encode(what: Record, tokenizer: Tokenizer, **settings: Any) -> EncodedRecord:
@@ -76,7 +76,7 @@ def test_the_mask_is_what_the_answers_add_to_the_rendered_text() -> None:
 
 
 def test_a_template_without_a_mask_still_tells_the_last_answer_from_its_prompt() -> None:
-    talk = Record(place="a:1", kind="messages", messages=record("messages", *TALK).messages[1:])
+    talk = Record(file="a", place="a:1", kind="messages", messages=record("messages", *TALK).messages[1:])
     assert learned(FORGETFUL, encode(talk, FORGETFUL)) == "Over the puna.;"
     got = encode_record(talk, FORGETFUL, RecordSettings(loss="assistant"))
     assert got == Fault(place="a:1", reason="no mask from the chat template")

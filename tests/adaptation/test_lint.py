@@ -23,17 +23,17 @@ MARKED += "{% else %}{% generation %}{{ m.content + eos_token }}{% endgeneration
 
 
 def text(content: str) -> Record:
-    return Record(place="a:t", kind="text", messages=(Message("assistant", content),))
+    return Record(file="a", place="a:t", kind="text", messages=(Message("assistant", content),))
 
 
 def pair(prompt: str, answer: str) -> Record:
-    return Record(place="a:p", kind="pair", messages=(Message("user", prompt), Message("assistant", answer)))
+    return Record(file="a", place="a:p", kind="pair", messages=(Message("user", prompt), Message("assistant", answer)))
 
 
 def talk(*contents: str) -> Record:
     roles = ("user", "assistant") * 3
     messages = tuple(Message(role, content) for role, content in zip(roles, contents, strict=False))
-    return Record(place="a:m", kind="messages", messages=messages)
+    return Record(file="a", place="a:m", kind="messages", messages=messages)
 
 
 def lint(*records: Record | Fault, tokenizer: Tokenizer = CHATTY, seq: int = 60, anyway: bool = False) -> Linted:

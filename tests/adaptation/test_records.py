@@ -52,7 +52,8 @@ def test_every_line_has_a_kind_of_its_own(tmp_path: Path) -> None:
         ("question", "q", "a"),
         ("text", "x\u2028y\u0085z"),
     ]
-    assert [record.place for record in read(path)][-1] == f"{path}:8"
+    assert read(path)[-1].place == f"{path}:8"
+    assert {record.file for record in read(path) if isinstance(record, Record)} == {str(path)}
 
 
 def test_named_fields_come_first_and_other_lines_stay_what_they_are(tmp_path: Path) -> None:

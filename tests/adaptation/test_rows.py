@@ -15,6 +15,7 @@ def encoded(*lengths: int) -> list[EncodedRecord]:
     """Records of ids that count up, the first half given, the rest learned."""
     return [
         EncodedRecord(
+            file="a",
             place=f"a:{i}",
             kind="pair",
             is_chat=False,

@@ -1,6 +1,7 @@
 """From files to packed rows: what is learned, what is held out, and a look at both."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from puna.adaptation.records import RecordSettings
+from puna.adaptation.rows import Row
 from puna.errors import BadData, UsageError
 from puna.jobs.adapt import adapt
 from puna.jobs.adapt_data import pack_data, preview, record_flags, record_rows
@@ -40,8 +42,9 @@ def mixed(tmp_path: Path) -> Path:
 
 
 def test_every_learned_id_of_every_record_is_a_target_once(loaded: LoadedModel, mixed: Path) -> None:
-    learned, judged, counts = pack_data([mixed], None, SETTINGS, loaded, seq=64)
-    assert (counts.used, counts.dropped) == (40, 0)
+    packed = pack_data([mixed], None, SETTINGS, loaded, seq=64)
+    learned, judged = packed.rows, packed.held_out[str(mixed)]
+    assert (packed.counts.used, packed.counts.dropped) == (40, 0)
     end = loaded.eos_ids[0]
     ends = [sum(int((row.targets[row.keep] == end).sum()) for row in rows) for rows in (learned, judged)]
     assert ends == [36, 4]
@@ -51,11 +54,47 @@ def test_every_learned_id_of_every_record_is_a_target_once(loaded: LoadedModel, 
 
 
 def test_a_long_text_goes_on_in_pieces_and_gives_some_of_them(loaded: LoadedModel, world: Any) -> None:
-    learned, judged, counts = pack_data([world.judge], None, SETTINGS, loaded, seq=64)
-    assert counts.used == 1
+    packed = pack_data([world.judge], None, SETTINGS, loaded, seq=64)
+    learned, judged = packed.rows, packed.held_out[str(world.judge)]
+    assert packed.counts.used == 1
     tokens = len(loaded.tokenizer.encode(world.judge.read_text())) + 1
     assert sum(int(row.keep.sum()) for row in (*learned, *judged)) == tokens
     assert 0 < len(judged) <= len(learned) / 9
+
+
+def test_the_last_tenth_of_every_file_is_held_out(loaded: LoadedModel, mixed: Path, tmp_path: Path) -> None:
+    files = [_texts_of(tmp_path / f"{name}.jsonl", count) for name, count in (("a", 10), ("b", 29), ("c", 4), ("d", 7))]
+    packed = pack_data([*files, mixed], None, SETTINGS, loaded, seq=64)
+    held = {str(files[0]): 1, str(files[1]): 2, "smaller files": 1, str(mixed): 4}
+    assert packed.held_out_records == held
+    texts = {name: _decoded(loaded, rows) for name, rows in packed.held_out.items()}
+    assert all(
+        f"{name} number {n}." in texts[str(files[i])] for i, name, n in ((0, "a", 9), (1, "b", 27), (1, "b", 28))
+    )
+    assert "d number 6." in texts["smaller files"]
+    assert not any(f"{name}." in _decoded(loaded, packed.rows) for name in ("a number 9", "b number 28", "d number 6"))
+    assert pack_data([files[2]], None, SETTINGS, loaded, seq=64).held_out_records == {str(files[2]): 1}
+
+
+def test_what_was_held_out_of_each_file_is_in_the_result(
+    world: SimpleNamespace, mixed: Path, tmp_path: Path, runs: Path
+) -> None:
+    other = _texts_of(tmp_path / "other.jsonl", 20)
+    training = {"budget": {"kind": "steps", "steps": 1}, "precision": "float32", "seq": 32, "batch": 2}
+    recipe = adapt_recipe(model=str(world.run), data=[mixed, other], training=training)
+    result = adapt(recipe, runs / "a")
+    assert result.held_out_records == {str(mixed): 4, str(other): 2}
+    assert (f"held-out records of {other}", "2") in adapt_rows(result)
+    assert f"held-out records of {other}" in RunFolder(runs / "a").report.read_text()
+
+
+def _texts_of(path: Path, count: int) -> Path:
+    path.write_text("\n".join(json.dumps({"text": f"{path.stem} number {number}."}) for number in range(count)))
+    return path
+
+
+def _decoded(loaded: LoadedModel, rows: Sequence[Row]) -> str:
+    return " ".join(loaded.tokenizer.decode(row.ids.tolist()) for row in rows)
 
 
 def test_the_lint_judges_held_out_records_too(loaded: LoadedModel, mixed: Path, tmp_path: Path) -> None:
@@ -63,8 +102,9 @@ def test_the_lint_judges_held_out_records_too(loaded: LoadedModel, mixed: Path, 
     bad.write_text('{"question": "who?", "answer": " "}\n{"text": "a llama"}')
     with pytest.raises(BadData, match=rf"1 of 2 records cannot be used: empty answer: 1 \({bad}:1\)"):
         pack_data([mixed], bad, SETTINGS, loaded, seq=64)
-    _, judged, _ = pack_data([mixed], bad, SETTINGS, loaded, seq=64, anyway=True)
-    assert len(judged) == 1
+    packed = pack_data([mixed], bad, SETTINGS, loaded, seq=64, anyway=True)
+    assert [len(rows) for rows in packed.held_out.values()] == [1]
+    assert packed.held_out_records == {str(bad): 1}
     with pytest.raises(BadData, match="1 of 1 records"):
         pack_data([_only(bad)], None, SETTINGS, loaded, seq=64, anyway=True)
 
