@@ -1,6 +1,8 @@
 """Records to learn from: what a line of a file says, as messages. Each line's kind is found for itself.
 
-| kind        | a line of a .jsonl file                                         | becomes                       |
+A line of a .jsonl, an object of a .json that holds a list of them (both also as .gz or .zst), a row of a .parquet:
+
+| kind        | a line                                                          | becomes                       |
 |-------------|-----------------------------------------------------------------|-------------------------------|
 | messages    | {"messages": [{"role", "content"}, ...]}                        | the conversation              |
 | pair        | {"prompt", "completion"}                                        | a user's and an answer's turn |
@@ -11,19 +13,22 @@
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from puna.errors import BadData, UsageError
 from puna.text.corpus import DocumentStream
+from puna.text.reading import inner_suffix, read_blocks, read_lines, read_rows
 from puna.tokens.chat import ROLES, Message, read_messages
 
 __all__ = ["Fault", "Kind", "Record", "RecordSettings", "read_records"]
 
 Kind = Literal["messages", "pair", "instruction", "question", "text"]
 _Said = tuple[Kind, tuple[Message, ...]]
+_T = TypeVar("_T")
+_Values = Iterator[tuple[str, Mapping[str, Any] | str]]  # or why there is none
 
 _PAIRS: tuple[tuple[Kind, str, str], ...] = (
     ("pair", "prompt", "completion"),
@@ -31,6 +36,7 @@ _PAIRS: tuple[tuple[Kind, str, str], ...] = (
     ("question", "question", "answer"),
 )
 _PREFERENCES = ("chosen", "rejected")
+MAX_LIST_BYTES = 1 << 30  # a list stands in memory whole
 _NO_KIND = "no known kind of record"
 
 
@@ -81,41 +87,40 @@ class Fault:
 
 
 def read_records(paths: Sequence[Path], settings: RecordSettings) -> Iterator[Record | Fault]:
-    """Every line of .jsonl files that is not blank, and every other text, in order; folders hold both.
+    """Every line, row and list element that is a record, then every other text, in order; folders hold all of them.
 
-    Errors: BadData for a path that cannot be read; UsageError for a record of preferences.
+    Errors: BadData for a path that cannot be read; UsageError for a record of preferences; MissingExtra.
     """
     for path in paths:
-        lines = _line_files(path)
-        for file in lines:
-            for place, line in _lines(file):
-                yield _parse(line, str(file), place, settings)
-        if not lines or (path.is_dir() and any(_is_other(file, path) for file in path.rglob("*"))):
-            yield from _texts(path)
+        files = _files(path)
+        taken = set[Path]()
+        for file in files:
+            values = _values(file, settings, is_named=file == path)
+            if values is None:
+                continue
+            taken.add(file)
+            for place, value in values:
+                yield _parse(value, str(file), place, settings)
+        if taken != set(files):
+            yield from _texts(path, taken)
 
 
-def _line_files(path: Path) -> list[Path]:
+def _files(path: Path) -> list[Path]:
+    """A path alone, or every file below a folder that is not hidden."""
     if not path.is_dir():
-        return [path] if path.suffix == ".jsonl" else []
-    return sorted(file for file in path.rglob("*.jsonl") if file.is_file() and not _is_hidden(file, path))
-
-
-def _is_other(file: Path, folder: Path) -> bool:
-    return file.is_file() and file.suffix != ".jsonl" and not _is_hidden(file, folder)
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path))
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _texts(path: Path) -> Iterator[Record | Fault]:
-    stream = DocumentStream([path], exclude=lambda place: place.suffix == ".jsonl")
+def _texts(path: Path, taken: Collection[Path]) -> Iterator[Record | Fault]:
+    stream = DocumentStream([path], exclude=lambda place: place in taken)
     for document in stream:
         said = (Message("assistant", document.text),)
         yield Record(file=_file_of(document.name), place=document.name, kind="text", messages=said)
-    for number in range(stream.bad_lines):
-        known = stream.bad_places[number : number + 1]
-        yield Fault(place=known[0].rsplit(": ", 1)[0] if known else str(path), reason="a line without text")
 
 
 def _file_of(name: str) -> str:
@@ -123,26 +128,70 @@ def _file_of(name: str) -> str:
     return name if Path(name).exists() else name.rpartition("#")[0]
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(place, line) of those that are not blank. Only \\n ends a line: JSON text may hold every other separator."""
+def _values(file: Path, settings: RecordSettings, *, is_named: bool) -> _Values | None:
+    """Place and value of whatever may be a record; None for a file that is a text. Errors: BadData."""
+    if file.suffix == ".parquet":
+        return _readable(file, ((place, "not UTF-8" if row is None else row) for place, row in read_rows(file)))
+    match inner_suffix(file):
+        case ".jsonl":
+            return _readable(file, ((place, _decode(line)) for place, line in read_lines(file)))
+        case ".json":
+            return _elements(file, settings, is_named=is_named)
+    return None
+
+
+def _elements(file: Path, settings: RecordSettings, *, is_named: bool) -> _Values | None:
+    """Those of a list of objects; below a folder, where a .json may be anything, only of one that holds a record."""
+    data = b"".join(_readable(file, _list_blocks(file)))
+    if not data:
+        return None
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if text.strip():
-                    yield f"{path}:{number}", text
+        values = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return iter([(str(file), "not JSON")])
+    if not values or not all(isinstance(value, dict) for value in values):
+        return None
+    if not is_named and all(isinstance(_find(value, str(file), settings), str) for value in values):
+        return None
+    return ((f"{file}[{index}]", value) for index, value in enumerate(values))
+
+
+def _list_blocks(file: Path) -> Iterator[bytes]:
+    """The bytes of a list; nothing where a file begins as anything else. Errors: ValueError for too long a list."""
+    total = 0
+    for block in read_blocks(file):
+        text = block if total else block.removeprefix(codecs.BOM_UTF8)
+        if not total and not text.lstrip().startswith(b"["):
+            return
+        total += len(block)
+        if total > MAX_LIST_BYTES:
+            raise ValueError(f"a list longer than {MAX_LIST_BYTES:,} bytes: give its records a line each, as .jsonl")
+        yield text
+
+
+def _readable(file: Path, values: Iterable[_T]) -> Iterator[_T]:
+    """The values, told of by their file where it cannot be read. Errors: BadData."""
+    try:
+        yield from values
     except OSError as error:
-        raise BadData(f"{path}: {error.strerror}", "check the path") from None
+        raise BadData(f"{file}: {error.strerror or error}", "check the path") from None
+    except (EOFError, ValueError) as error:
+        raise BadData(f"{file}: {error}", "mend the file, or leave it out") from None
 
 
-def _parse(line: bytes, file: str, place: str, settings: RecordSettings) -> Record | Fault:
+def _decode(line: bytes | None) -> Mapping[str, Any] | str:
+    """The object of a line, or why it is none."""
+    if line is None:
+        return "a line too long"
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
-        return Fault(place=place, reason="not JSON")
-    if not isinstance(value, Mapping):
-        return Fault(place=place, reason="not an object")
-    found = _find(value, place, settings)
+        return "not JSON"
+    return value if isinstance(value, dict) else "not an object"
+
+
+def _parse(value: Mapping[str, Any] | str, file: str, place: str, settings: RecordSettings) -> Record | Fault:
+    found = value if isinstance(value, str) else _find(value, place, settings)
     if isinstance(found, str):
         return Fault(place=place, reason=found)
     kind, messages = found

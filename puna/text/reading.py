@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from puna.errors import MissingExtra
 
-__all__ = ["Entry", "holds_lines", "read_entries"]
+__all__ = ["Entry", "holds_lines", "inner_suffix", "read_blocks", "read_entries", "read_lines", "read_rows"]
 
 MAX_RATIO = 1000  # deflate itself stops at 1032: only a bomb comes near
 MAX_LINE_BYTES = 16 << 20
@@ -38,7 +38,7 @@ class Entry:
 
 def holds_lines(path: Path) -> bool:
     """Whether a file's entries are lines or rows, of which single ones may be bad."""
-    return _inner_suffix(path) in (".jsonl", ".parquet")
+    return inner_suffix(path) in (".jsonl", ".parquet")
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
@@ -51,13 +51,57 @@ def read_entries(path: Path) -> Iterator[Entry]:
     return _lines(path) if holds_lines(path) else _texts(path)
 
 
-def _inner_suffix(path: Path) -> str:
+def read_lines(path: Path) -> Iterator[tuple[str, bytes | None]]:
+    """(place, line) of a file's lines that are not blank, unpacked; None for a line longer than MAX_LINE_BYTES.
+
+    Only \\n ends a line: JSON text may hold every other separator. Errors: OSError, EOFError, ValueError; MissingExtra.
+    """
+    number, inside = 0, False
+    for piece in _pieces(path, lambda file: file.readline(MAX_LINE_BYTES)):
+        goes_on = len(piece) == MAX_LINE_BYTES and not piece.endswith(b"\n")
+        if inside:
+            inside = goes_on
+            continue
+        number, inside = number + 1, goes_on
+        name = f"{path}:{number}"
+        if goes_on:
+            yield name, None
+            continue
+        line = piece.removeprefix(codecs.BOM_UTF8) if number == 1 else piece
+        if line.strip():
+            yield name, line
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """(place, row) of a .parquet, all of its columns that hold something; None for a row whose text is no UTF-8.
+
+    Errors: OSError or ValueError where the file cannot be read; MissingExtra.
+    """
+    number = 0
+    for batch in _batches(path, None):
+        for index in range(batch.num_rows):
+            number += 1
+            try:
+                row = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+            except ValueError:
+                yield f"{path}:{number}", None
+                continue
+            yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """A file's bytes, unpacked, 1 MiB at a time. Errors: OSError, EOFError, ValueError; MissingExtra."""
+    return _pieces(path, lambda file: file.read(_BLOCK_BYTES))
+
+
+def inner_suffix(path: Path) -> str:
+    """The end of a file's name, without that of its packing."""
     return Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
 
 
 def _texts(path: Path) -> Iterator[Entry]:
     held, number = bytearray(), 0
-    for block in _pieces(path, lambda file: file.read(_BLOCK_BYTES)):
+    for block in read_blocks(path):
         if b"\0" in block:
             raise ValueError("binary (holds NUL bytes)")
         held += block if held or number else block.removeprefix(codecs.BOM_UTF8)
@@ -84,39 +128,39 @@ def _cut_place(held: bytearray) -> int:
 
 
 def _lines(path: Path) -> Iterator[Entry]:
-    number, inside = 0, False
-    for piece in _pieces(path, lambda file: file.readline(MAX_LINE_BYTES)):
-        goes_on = len(piece) == MAX_LINE_BYTES and not piece.endswith(b"\n")
-        if inside:
-            inside = goes_on
-            continue
-        number, inside = number + 1, goes_on
-        name = f"{path}:{number}"
-        if goes_on:
+    for name, line in read_lines(path):
+        if line is None:
             yield Entry(name=name, fault=f"longer than {MAX_LINE_BYTES} bytes")
-            continue
-        line = piece.removeprefix(codecs.BOM_UTF8) if number == 1 else piece
-        if line.strip():
+        else:
             yield _entry(name, _parse_line, line)
 
 
 def _rows(path: Path) -> Iterator[Entry]:
+    number = 0
+    for batch in _batches(path, "text"):
+        for scalar in batch.column(0):
+            number += 1
+            yield _entry(f"{path}:{number}", _parse_cell, scalar)
+
+
+def _batches(path: Path, column: str | None) -> Iterator[Any]:
+    """Up to 64 rows at a time of one column, or of all. Errors: ValueError, OSError; MissingExtra."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise MissingExtra("reading parquet", "pyarrow", "data") from None
-    limit, total, number = MAX_RATIO * path.stat().st_size, 0, 0
+    limit, total = MAX_RATIO * path.stat().st_size, 0
     try:
         with parquet.ParquetFile(path, buffer_size=_BLOCK_BYTES, pre_buffer=False) as file:
-            if "text" not in file.schema_arrow.names:
-                raise ValueError(f"expected a column 'text', got {', '.join(file.schema_arrow.names)}")
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["text"], use_threads=False):
+            names = file.schema_arrow.names
+            if column is not None and column not in names:
+                raise ValueError(f"expected a column '{column}', got {', '.join(names)}")
+            columns = names if column is None else [column]
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
                 total += batch.nbytes
                 _refuse_bomb(total, limit)
-                for scalar in batch.column(0):
-                    number += 1
-                    yield _entry(f"{path}:{number}", _parse_cell, scalar)
+                yield batch
     except pyarrow.ArrowException as error:
         raise ValueError(f"no parquet that can be read: {error}") from error
 
