@@ -1,5 +1,6 @@
 """The records of an adaptation, from files to packed rows: those to learn from, and those held out; and a look at them."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "held_out_rows",
     "pack_data",
     "preview",
+    "reason_label",
     "record_flags",
     "record_rows",
 ]
@@ -148,11 +150,21 @@ def record_rows(lang: str, counts: RecordCounts) -> list[tuple[str, str]]:
     return [
         (label(lang, "run.row.records"), used),
         *(
-            (label(lang, f"run.row.{verdict}", reason=reason), f"{count:,} ({', '.join(counts.examples[reason])})")
+            (
+                label(lang, f"run.row.{verdict}", reason=reason_label(lang, reason)),
+                f"{count:,} ({', '.join(counts.examples[reason])})",
+            )
             for verdict, reasons in found
             for reason, count in reasons.items()
         ),
     ]
+
+
+def reason_label(lang: str, reason: str) -> str:
+    """The lint's reason in a language; in English it is the reason itself."""
+    words = re.sub(r" \d+$", "", reason)  # of how many tokens a row is
+    name = re.sub(r"\W+", "_", words.lower())
+    return label(lang, f"lint.{name}", number=reason.removeprefix(words).strip())
 
 
 def held_out_rows(lang: str, held_out_records: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """From files to packed rows: what is learned, what is held out, and a look at both."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +13,17 @@ from puna.adaptation.records import RecordSettings
 from puna.adaptation.rows import Row
 from puna.errors import BadData, UsageError
 from puna.jobs.adapt import adapt
-from puna.jobs.adapt_data import pack_data, preview, record_flags, record_rows
+from puna.jobs.adapt_data import pack_data, preview, reason_label, record_flags, record_rows
 from puna.jobs.adapt_recipe import adapt_recipe
 from puna.jobs.adapt_report import adapt_rows
 from puna.jobs.load import LoadedModel, load
 from puna.jobs.run_folder import RunFolder
+from puna.report.labels import LABELS
 
 TURNS = [{"role": "user", "content": "Who walks?"}, {"role": "assistant", "content": "The llama walks."}]
 SETTINGS = RecordSettings()
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [f"puna/adaptation/{name}.py" for name in ("records", "encoding", "lint")]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +134,24 @@ def test_what_was_dropped_is_in_the_result_and_on_the_page(
     assert ("dropped: nothing to learn", f"1 ({mixed}:41)") in adapt_rows(result)
     assert f"dropped: {shape}" in RunFolder(runs / "a").report.read_text()
     assert adapt(recipe, runs / "a", anyway=True, resume=True).records == result.records
-    assert record_rows("zh", result.records)[1][0] == "丢弃：nothing to learn"
+    assert record_rows("zh", result.records)[1][0] == "丢弃：没有要学的内容"
+
+
+def test_every_reason_of_the_lint_has_words_in_every_language() -> None:
+    quoted = {
+        word for file in SOURCES for word in re.findall(r'"([^"\n]+)"', (ROOT / file).read_text(encoding="utf-8"))
+    }
+    reasons = {name: text for name, text in LABELS["en"].items() if name.startswith("lint.")}
+    for text in reasons.values():
+        reason = text.format(number=64)
+        assert text in quoted | {"longer than a row of {number}"}
+        assert reason_label("en", reason) == reason
+        assert reason_label("zh", reason) != reason
+    assert reason_label("zh", "longer than a row of 64") == "比一行（64 个词元）长"
+    places = [r"return \"([^\"]+)\"\n", r"else \"(not [^\"]+)\"\n", r"reason=\"([^\"]+)\"", r"_NO_KIND = \"([^\"]+)\""]
+    said = {word for file in SOURCES for each in places for word in re.findall(each, (ROOT / file).read_text("utf-8"))}
+    assert said >= {"not JSON", "not an object", "unknown role", "empty answer", "half a surrogate pair"}
+    assert said <= set(reasons.values())
 
 
 def test_a_preview_shows_the_text_that_is_learned_and_reads_no_weight(world: SimpleNamespace, tmp_path: Path) -> None:
