@@ -20,7 +20,10 @@ __all__ = ["EncodedRecord", "chat_template_of", "cut_record", "encode_record"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedRecord:
-    """The ids of a record, and of each whether it is learned as the target of those before; the first never is."""
+    """The ids of a record, and of each whether it is learned as the target of those before; the first never is.
+
+    prompt_tokens: how many ids stand before the last answer; 0 for a text, and where the template does not say.
+    """
 
     file: str
     place: str
@@ -28,6 +31,7 @@ class EncodedRecord:
     is_chat: bool
     ids: NDArray[np.int32]
     learn: NDArray[np.bool_]
+    prompt_tokens: int = 0
 
 
 def encode_record(record: Record, tokenizer: Tokenizer, settings: RecordSettings) -> EncodedRecord | Fault:
@@ -40,18 +44,21 @@ def encode_record(record: Record, tokenizer: Tokenizer, settings: RecordSettings
         encoded = _encode_chat(record, tokenizer, settings)
         if isinstance(encoded, str):
             return Fault(place=record.place, reason=encoded)
-        ids, learn = encoded
+        ids, learn, prompt_tokens = encoded
     else:
-        ids, learn = _encode_plain(record, tokenizer, settings)
+        ids, learn, prompt_tokens = _encode_plain(record, tokenizer, settings)
     learn = learn & (np.arange(len(ids)) > 0)
-    return EncodedRecord(file=record.file, place=record.place, kind=record.kind, is_chat=is_chat, ids=ids, learn=learn)
+    return EncodedRecord(
+        file=record.file, place=record.place, kind=record.kind, is_chat=is_chat, ids=ids, learn=learn,
+        prompt_tokens=prompt_tokens,
+    )  # fmt: skip
 
 
 def cut_record(record: EncodedRecord, seq: int) -> Iterator[EncodedRecord]:
     """Pieces of at most seq + 1 ids that overlap by one, so that every learned id is a target once."""
     for begin in range(0, len(record.ids) - 1, seq):
         part = slice(begin, begin + seq + 1)
-        yield replace(record, ids=record.ids[part], learn=record.learn[part])
+        yield replace(record, ids=record.ids[part], learn=record.learn[part], prompt_tokens=0)
 
 
 def chat_template_of(tokenizer: Tokenizer, settings: RecordSettings) -> str | None:
@@ -97,30 +104,34 @@ def _offer(tokenizer: Tokenizer) -> str:
 
 def _encode_plain(
     record: Record, tokenizer: Tokenizer, settings: RecordSettings
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
     *given, answer = (message.content for message in record.messages)
     end = "" if record.kind in ("text", "pair") else "\n"
     prompt = tokenizer.encode("".join(given) + end, bos=True)
     ids = [*prompt, *tokenizer.encode(answer), *tokenizer.eos_ids[:1]]
     begin = 0 if settings.loss == "all" else len(prompt)
-    return np.array(ids, dtype=np.int32), np.arange(len(ids)) >= begin
+    prompt_tokens = 0 if record.kind == "text" else len(prompt)
+    return np.array(ids, dtype=np.int32), np.arange(len(ids)) >= begin, prompt_tokens
 
 
 def _encode_chat(
     record: Record, tokenizer: Tokenizer, settings: RecordSettings
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | str:
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], int] | str:
     try:
         chat = encode_chat(tokenizer, record.messages, add_generation_prompt=False, date_string=settings.date_string)
         keep = None if chat.keep is None else np.array(chat.keep, dtype=bool)
+        answer = None if keep is None else _last_run(keep)
         if settings.loss == "all":
             keep = np.ones(len(chat.ids), dtype=bool)
         elif settings.loss == "completion":
-            keep = _after_prompt(record, tokenizer, settings, chat.ids) if keep is None else _last_run(keep)
+            keep = answer = _after_prompt(record, tokenizer, settings, chat.ids) if answer is None else answer
     except BadData:
         return "refused by the chat template"
     if keep is None:
         return "no mask from the chat template"
-    return np.array(chat.ids, dtype=np.int32), keep
+    is_last = record.messages[-1].role == "assistant"
+    prompt_tokens = 0 if answer is None or not is_last else int(np.argmax(answer))
+    return np.array(chat.ids, dtype=np.int32), keep, prompt_tokens
 
 
 def _last_run(keep: NDArray[np.bool_]) -> NDArray[np.bool_]:

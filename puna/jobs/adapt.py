@@ -1,40 +1,35 @@
 """Fine-tuning: a model and records -> an adapter that PEFT loads, or, with every weight trained, a model."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from puna.adaptation.rows import RecordSource, Row, collate, rows_sha256
+from puna.adaptation.rows import RecordSource, rows_sha256
 from puna.adaptation.streaming import stream_layers
 from puna.adaptation.targets import adapter_of, attach, named_loras
 from puna.arch.config import ModelConfig
-from puna.evaluation.perplexity import evaluate_text
 from puna.jobs.adapt_data import PackedData, pack_data
+from puna.jobs.adapt_judge import AnsweredPrompt, Judge
 from puna.jobs.adapt_recipe import AdaptRecipe, planned_settings
-from puna.jobs.adapt_report import AdaptResult, Change, adapt_rows, adapter_card, change_section
-from puna.jobs.held_out import judge
+from puna.jobs.adapt_report import AdaptResult, Change, adapt_rows, adapter_card, change_sections
 from puna.jobs.load import LoadedModel, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run, run_training, take_best
 from puna.jobs.run_report import learning_sections, write_run_report, write_unfinished_report
-from puna.jobs.sections import memory_section
+from puna.jobs.sections import memory_section, read_history
 from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.report.page import Section
-from puna.text.corpus import read_documents
 from puna.training.checkpoint import TrainState
 from puna.training.config import EpochBudget
-from puna.training.events import HeldOut, Observer
+from puna.training.events import Observer
 from puna.training.optimizer import trainable
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder
 from puna.weights.loading import weights_sha256
 
 __all__ = ["adapt", "planned_memory"]
-
-_OLD_CHARACTERS = 200_000  # of the old kind of text are judged by
 
 
 def adapt(
@@ -65,8 +60,8 @@ def adapt(
         if isinstance(config.budget, EpochBudget):
             config = replace(config, budget=config.budget.in_steps(len(packed.rows), config.batch))
         _prepare(recipe, loaded, place)
-        judges = _Judge(loaded, packed.held_out, config.micro_batch, recipe.old)
-        before = judges.everything()  # a fresh adapter is its base exactly
+        judges = Judge(loaded, packed, config.micro_batch, recipe.old, answers=not recipe.is_streamed)
+        before, answered = judges.everything(), judges.answers()  # a fresh adapter is its base exactly
         state = run_training(
             folder, loaded.llama, config, RecordSource(packed.rows, config.batch, config.micro_batch, config.seed),
             judges.held_out, observers, peak=peak, data={"the records": digest},
@@ -77,9 +72,10 @@ def adapt(
         )  # fmt: skip
         step, nats = take_best(folder, loaded.llama, state) if recipe.keep == "best" else (state.done.steps, None)
         after = (judges.new() if nats is None else nats, judges.old())
-        result = _result(recipe, loaded, state, packed, Change(step=step, before=before, after=after), out)
+        change = Change(step=step, before=before, after=after)
+        result = _result(recipe, loaded, state, packed, change, judges.compare(answered), folder)
         _save(recipe, loaded, result, digest)
-        sections = change_section("en", result.change), *_sections(folder, recipe, loaded, state)
+        sections = *change_sections("en", result), *_sections(folder, recipe, loaded, state)
         write_run_report(folder, "adapt", adapt_rows(result), sections)
     return result
 
@@ -87,44 +83,6 @@ def adapt(
 def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
     return peak_memory(config, planned_settings(recipe), runtime_bytes=PROCESS_BYTES)
-
-
-class _Judge:
-    """Nats on the held-out records, and on a text of the kind that the base knows."""
-
-    def __init__(
-        self, loaded: LoadedModel, held_out: Mapping[str, list[Row]], micro_batch: int, old: Path | None
-    ) -> None:
-        self._loaded = loaded
-        self._batches = {
-            name: [collate(rows[start : start + micro_batch]) for start in range(0, len(rows), micro_batch)]
-            for name, rows in held_out.items()
-        }
-        texts = [] if old is None else [document.text for document in read_documents([old]).documents]
-        self._texts, room = [], _OLD_CHARACTERS
-        for text in texts:
-            self._texts.append(text[:room])
-            room -= len(text)
-            if room <= 0:
-                break
-
-    def held_out(self) -> HeldOut:
-        """Per learned token of the held-out records, of all and of each file's."""
-        return judge(self._loaded.llama, self._batches)
-
-    def new(self) -> float:
-        """Per learned token of all held-out records."""
-        return self.held_out().nats
-
-    def old(self) -> float | None:
-        """Per token of the old kind of text, of its first 200,000 characters; None where none was named."""
-        if not self._texts:
-            return None
-        return evaluate_text(self._loaded.llama, self._loaded.tokenizer, *self._texts).nats_per_token
-
-    def everything(self) -> tuple[float, float | None]:
-        """New and old."""
-        return self.new(), self.old()
 
 
 def _load(recipe: AdaptRecipe, device: torch.device) -> LoadedModel:
@@ -168,7 +126,13 @@ def _sections(folder: RunFolder, recipe: AdaptRecipe, loaded: LoadedModel, state
 
 
 def _result(
-    recipe: AdaptRecipe, loaded: LoadedModel, state: TrainState, packed: PackedData, change: Change, out: Path
+    recipe: AdaptRecipe,
+    loaded: LoadedModel,
+    state: TrainState,
+    packed: PackedData,
+    change: Change,
+    answers: list[AnsweredPrompt],
+    folder: RunFolder,
 ) -> AdaptResult:
     assert state.first_nats is not None
     assert state.last_nats is not None
@@ -180,14 +144,16 @@ def _result(
         loss_first=state.first_nats,
         loss_last=state.last_nats,
         validation_nats=change.after[0],
+        validation_by_source=read_history(folder.metrics).by_source_at(change.step),
         change=change,
+        answers=answers,
         relative_update=None if recipe.lora is None or recipe.is_streamed else _relative_update(loaded),
         peak_bytes=state.peak_bytes,
         planned_peak_bytes=planned_memory(recipe, loaded.config).total,
         records=packed.counts,
         held_out_records=packed.held_out_records,
-        adapter=None if recipe.lora is None else str(out / "adapter"),
-        model=str(out / "model") if recipe.lora is None else None,
+        adapter=None if recipe.lora is None else str(folder.path / "adapter"),
+        model=str(folder.path / "model") if recipe.lora is None else None,
     )
 
 

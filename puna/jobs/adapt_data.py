@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
 
 PREVIEWED = 3
 _HELD_OUT_SHARE = 10
+_ANSWERED = 3
 _SMALLER_FILES = "smaller files"  # those of fewer than 10 records, together
 
 
@@ -43,12 +45,14 @@ class PackedData:
     """Packed rows to learn from, and those to judge by.
 
     Attributes: held_out: rows by file. held_out_records: how many records of each file these hold; of one long text alone
-                how many pieces. Files of fewer than 10 records count as one. counts: what the lint found.
+                how many pieces. Files of fewer than 10 records count as one. prompts: the held-out records to be
+                answered, one of each file in turn. counts: what the lint found.
     """
 
     rows: list[Row]
     held_out: dict[str, list[Row]]
     held_out_records: dict[str, int]
+    prompts: list[EncodedRecord]
     counts: RecordCounts
 
 
@@ -107,6 +111,7 @@ def pack_data(
         rows=pack_records(learned, seq),
         held_out={name: pack_records(records, seq) for name, records in judged.items() if records},
         held_out_records={name: len(records) for name, records in judged.items()},
+        prompts=_prompts(judged.values(), loaded.config.max_seq_len),
         counts=linted.counts,
     )
 
@@ -229,6 +234,13 @@ def _by_file(records: Sequence[EncodedRecord]) -> dict[str, list[EncodedRecord]]
         is_joined = len(small) > 1 and sizes[record.file] < _HELD_OUT_SHARE
         found.setdefault(_SMALLER_FILES if is_joined else record.file, []).append(record)
     return found
+
+
+def _prompts(files: Iterable[Sequence[EncodedRecord]], context: int) -> list[EncodedRecord]:
+    """The first few records with a prompt that leaves room for an answer, one of each file in turn."""
+    asked = ([record for record in records if 0 < record.prompt_tokens < context] for records in files)
+    turns = chain.from_iterable(zip_longest(*asked))
+    return [record for record in turns if record is not None][:_ANSWERED]
 
 
 def _spans(record: EncodedRecord, tokenizer: Tokenizer) -> list[Span]:

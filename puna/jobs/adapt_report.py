@@ -1,16 +1,18 @@
 """What came of an adaptation: its result, the lines and the section that show it, and the card beside the adapter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from puna.adaptation.lint import RecordCounts
-from puna.jobs.adapt_data import held_out_rows, record_rows
+from puna.jobs.adapt_data import file_label, held_out_rows, record_rows
+from puna.jobs.adapt_judge import ANSWER_TOKENS, AnsweredPrompt
 from puna.jobs.adapt_recipe import AdaptRecipe
-from puna.jobs.run_report import peak_row
+from puna.jobs.run_report import peak_row, source_rows
 from puna.report.labels import label
 from puna.report.numbers import human_number
-from puna.report.page import Section, Table
+from puna.report.page import Quote, Section, Table
 
-__all__ = ["AdaptResult", "Change", "adapt_rows", "adapter_card", "change_section"]
+__all__ = ["AdaptResult", "Change", "adapt_rows", "adapter_card", "change_sections"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,10 @@ class Change:
 class AdaptResult:
     """What `puna adapt --json` prints.
 
-    validation_nats: of the step that was kept. relative_update: |dW| / |W| over the adapter's targets; not formed where they
-    lie in host memory. held_out_records: how many of each file. adapter, model: where the result is, one of them.
+    validation_nats, validation_by_source: of the step that was kept, over all held-out records and over those of each file.
+    answers: to up to three held-out prompts; none where records have no prompts, or frozen weights lie in host memory.
+    relative_update: |dW| / |W| over the adapter's targets; not formed where they lie in host memory.
+    held_out_records: how many of each file. adapter, model: where the result is, one of them.
     """
 
     trainable_parameters: int
@@ -47,7 +51,9 @@ class AdaptResult:
     loss_first: float
     loss_last: float
     validation_nats: float
+    validation_by_source: dict[str, float]
     change: Change
+    answers: list[AnsweredPrompt]
     relative_update: float | None
     peak_bytes: int
     planned_peak_bytes: int
@@ -70,6 +76,7 @@ def adapt_rows(result: AdaptResult, lang: str = "en") -> list[tuple[str, str]]:
         (label(lang, "run.row.loss"), f"{result.loss_first:.3f} → {result.loss_last:.3f}"),
         (label(lang, "run.row.held_out"), f"{change.before[0]:.3f} → {change.after[0]:.3f}"),
     ]
+    rows += source_rows(lang, {file_label(lang, name): nats for name, nats in result.validation_by_source.items()})
     if change.before[1] is not None:
         rows.append((label(lang, "run.row.old"), f"{change.before[1]:.3f} → {change.after[1]:.3f}"))
     if result.relative_update is not None:
@@ -79,8 +86,12 @@ def adapt_rows(result: AdaptResult, lang: str = "en") -> list[tuple[str, str]]:
     return [*rows, *((label(lang, f"run.row.{name}"), place) for name, place in places if place is not None)]
 
 
-def change_section(lang: str, change: Change) -> Section:
-    """What was gained on the new kind of text and lost on the old one."""
+def change_sections(lang: str, result: AdaptResult) -> tuple[Section, ...]:
+    """What was gained on the new kind of text and lost on the old one; and answers before and after."""
+    return _change(lang, result.change), *_answers(lang, result.answers)
+
+
+def _change(lang: str, change: Change) -> Section:
     rows = [
         (label(lang, f"run.change.{name}"), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
         for name, before, after in zip(("new", "old"), change.before, change.after, strict=True)
@@ -89,6 +100,18 @@ def change_section(lang: str, change: Change) -> Section:
     columns = tuple(label(lang, f"run.change.{name}") for name in ("text", "before", "after", "difference"))
     table = Table(columns=columns, rows=rows, caption=label(lang, "run.change.caption"))
     return Section(title=label(lang, "run.change.title"), items=(table,))
+
+
+def _answers(lang: str, answers: Sequence[AnsweredPrompt]) -> tuple[Section, ...]:
+    if not answers:
+        return ()
+    quotes = [
+        Quote(prompt=each.prompt, continuation=text, caption=label(lang, f"run.answers.{when}", place=each.place))
+        for each in answers
+        for when, text in (("before", each.before), ("after", each.after))
+    ]
+    words = label(lang, "run.answers.words", tokens=ANSWER_TOKENS)
+    return (Section(title=label(lang, "run.answers.title"), words=(words,), items=quotes),)
 
 
 def adapter_card(recipe: AdaptRecipe, result: AdaptResult, data_sha256: str) -> str:

@@ -38,10 +38,15 @@ class History:
 
     tokens: tuple[int, ...]
     nats: tuple[float, ...]
+    validation_steps: tuple[int, ...]
     validation_tokens: tuple[int, ...]
     validation_nats: tuple[float, ...]
     validation_by_source: tuple[dict[str, float], ...]
     samples: tuple[SampleEvent, ...]
+
+    def by_source_at(self, step: int) -> dict[str, float]:
+        """Held-out nats of each source after a step; none where it was not judged."""
+        return dict(zip(self.validation_steps, self.validation_by_source, strict=True)).get(step, {})
 
 
 def read_history(metrics: Path) -> History:
@@ -52,6 +57,7 @@ def read_history(metrics: Path) -> History:
     return History(
         tokens=tuple(event["tokens"] for event in steps),
         nats=tuple(event["nats"] for event in steps),
+        validation_steps=tuple(event["step"] for event in validations),
         validation_tokens=tuple(event["tokens"] for event in validations),
         validation_nats=tuple(event["nats"] for event in validations),
         validation_by_source=tuple(event.get("by_source", {}) for event in validations),

@@ -326,6 +326,11 @@ ENGLISH = {
     "run.samples.words": "The same first words of held-out text, written on with the same random numbers: what differs is "
     "what was learned in between.",
     "run.samples.caption": "after step {step}",
+    "run.answers.title": "What it answers",
+    "run.answers.words": "Prompts of held-out records, answered before adaptation and after it: always the likeliest token, at "
+    "most {tokens} of them.",
+    "run.answers.before": "{place}, before",
+    "run.answers.after": "{place}, after",
     "run.size.title": "Its size",
     "run.size.axis": "weights of the whole model",
     "run.size.before": "before",

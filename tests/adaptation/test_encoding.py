@@ -1,5 +1,6 @@
 """Which ids are learned: the answer and its end, by the template or as plain text."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,26 @@ def test_of_a_pair_only_the_completion_and_the_end_are_learned() -> None:
     assert got.learn.tolist() == [False] * (1 + len(prompt)) + [True] * (len(completion) + 1)
     everything = encode(record("pair", "the llama", " walks"), CHATTY, loss="all")
     assert everything.learn.tolist() == [False] + [True] * (len(got.ids) - 1)
+
+
+@pytest.mark.parametrize("loss", ["completion", "assistant", "all"])
+def test_a_prompt_is_what_stands_before_the_last_answer_whatever_is_learned(loss: str) -> None:
+    pair, text, talk = record("pair", "the llama", " walks"), record("text", "the llama"), record("messages", *TALK)
+    assert encode(pair, CHATTY, loss=loss).prompt_tokens == 1 + len(PLAIN.encode("the llama"))
+    assert encode(text, CHATTY, loss=loss).prompt_tokens == 0
+    prompt = encode_chat(CHATTY, talk.messages[:-1], add_generation_prompt=True).ids
+    got = encode(talk, CHATTY, loss=loss)
+    assert got.ids[: got.prompt_tokens].tolist() == prompt
+    asked = replace(talk, messages=talk.messages[:-1])
+    assert encode(asked, CHATTY, loss=loss).prompt_tokens == 0
+    assert {piece.prompt_tokens for piece in cut_record(got, 8)} == {0}
+
+
+def test_a_template_without_a_mask_tells_its_prompt_by_rendering_it() -> None:
+    talk = record("messages", *TALK)
+    got = encode(talk, FORGETFUL)
+    prompt = encode_chat(FORGETFUL, talk.messages[:-1], add_generation_prompt=True).ids
+    assert got.ids[: got.prompt_tokens].tolist() == prompt
 
 
 @pytest.mark.parametrize("kind", ["question", "instruction"])

@@ -89,7 +89,49 @@ def test_what_was_held_out_of_each_file_is_in_the_result(
     result = adapt(recipe, runs / "a")
     assert result.held_out_records == {str(mixed): 4, str(other): 2}
     assert (f"held-out records of {other}", "2") in adapt_rows(result)
-    assert f"held-out records of {other}" in RunFolder(runs / "a").report.read_text()
+    page = RunFolder(runs / "a").report.read_text()
+    assert f"held-out records of {other}" in page
+    assert result.validation_by_source.keys() == result.held_out_records.keys()
+    assert (f"held-out, {other}", f"{result.validation_by_source[str(other)]:.3f}") in adapt_rows(result)
+    assert "Held-out text of" in page
+    assert len(result.answers) == 3
+    assert result.answers[0].prompt == "who walks? "
+    assert adapt(recipe, runs / "a", resume=True).answers == result.answers
+
+
+def test_held_out_prompts_are_answered_before_and_after(world: SimpleNamespace, records: Path, runs: Path) -> None:
+    training = {"budget": {"kind": "steps", "steps": 30}, "precision": "float32", "seq": 32, "batch": 4}
+    training |= {"learning_rate": 2e-2}
+    recipe = adapt_recipe(model=str(world.run), data=[records], training=training)
+    result = adapt(recipe, runs / "a")
+    numbers = (36, 37, 38)
+    assert [each.prompt for each in result.answers] == [f"who walks {number}? " for number in numbers]
+    assert [each.place for each in result.answers] == [f"{records}:{number + 1}" for number in numbers]
+    adapted = load(runs / "a")
+    ids = [
+        record.ids[: record.prompt_tokens].tolist()
+        for record in pack_data([records], None, SETTINGS, adapted, seq=32).prompts
+    ]
+    before, after = (
+        [model.generate(adapted.tokenizer.decode(each[1:]), max_new_tokens=64, temperature=0.0).text for each in ids]
+        for model in (load(world.run), adapted)
+    )
+    assert [(each.before, each.after) for each in result.answers] == list(zip(before, after, strict=True))
+    assert before != after
+    page = RunFolder(runs / "a").report.read_text()
+    assert "What it answers" in page
+    assert f"{records}:37, before" in page
+
+
+def test_one_record_of_each_file_in_turn_is_asked_and_texts_are_not(
+    loaded: LoadedModel, mixed: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "pairs.jsonl"
+    other.write_text("\n".join(json.dumps({"prompt": f"{n}? ", "completion": "yes"}) for n in range(20)))
+    texts = _texts_of(tmp_path / "texts.jsonl", 20)
+    packed = pack_data([texts, other, mixed], None, SETTINGS, loaded, seq=64)
+    assert [record.place for record in packed.prompts] == [f"{other}:19", f"{mixed}:37", f"{other}:20"]
+    assert pack_data([texts], None, SETTINGS, loaded, seq=64).prompts == []
 
 
 def _texts_of(path: Path, count: int) -> Path:

@@ -32,7 +32,7 @@ def metrics(tmp_path: Path) -> Path:
     events = [
         {"event": "step", "tokens": 10, "nats": 5.0},
         {"event": "notice", "step": 1, "message": "full"},
-        {"event": "validation", "tokens": 10, "nats": 4.5, "by_source": {"prose": 4.0, "code": 5.5}},
+        {"event": "validation", "step": 1, "tokens": 10, "nats": 4.5, "by_source": {"prose": 4.0, "code": 5.5}},
         {"event": "sample", "step": 1, "prompt": "the", "text": " <llama>"},
         {"event": "step", "tokens": 20, "nats": 4.0},
     ]
@@ -45,6 +45,7 @@ def test_a_history_is_what_the_metrics_say(metrics: Path) -> None:
     history = sections.read_history(metrics)
     assert (history.tokens, history.nats) == ((10, 20), (5.0, 4.0))
     assert (history.validation_tokens, history.validation_nats) == ((10,), (4.5,))
+    assert (history.by_source_at(1), history.by_source_at(2)) == ({"prose": 4.0, "code": 5.5}, {})
     assert history.validation_by_source == ({"prose": 4.0, "code": 5.5},)
     assert history.samples == (SampleEvent(step=1, prompt="the", text=" <llama>"),)
 
