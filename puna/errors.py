@@ -99,7 +99,7 @@ class ToleranceExceeded(PunaError):
 
 
 class Interrupted(PunaError):
-    """Stopped by a signal, after saving."""
+    """Stopped by a signal, after saving what was learned."""
 
     def __init__(self, message: str, hint: str = "", signum: int = signal.SIGINT) -> None:
         super().__init__(message, hint)

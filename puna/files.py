@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -251,10 +251,15 @@ class LineLog(AppendedFile):
         with suppress(DiskFull):
             self._write_waiting()
 
-    def cut_back(self, offset: int) -> None:
-        """Take back what stands behind `offset` bytes, which a `sync` returned."""
+    def cut_back(self, offset: int, keep: Callable[[dict[str, Any]], bool] = lambda _: False) -> None:
+        """Take back the events behind `offset` bytes, which a `sync` returned, but for those to keep."""
+        with _disk_errors(self._path), self._path.open("rb") as file:
+            file.seek(offset)
+            lines = (file.read() + self._waiting).splitlines()
         self._waiting.clear()
         super().cut_back(offset)
+        for event in filter(keep, map(json.loads, lines)):
+            self.append(event)
 
     def sync(self) -> int:
         """Bring what was written to the disk; return the file's length in bytes. Errors: DiskFull."""

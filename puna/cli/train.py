@@ -132,18 +132,11 @@ def _ceiling(recipe: "TrainRecipe", device: str) -> float:
 
 
 def _print_plan(plan: "DryRun", *, json: bool) -> int:
+    from puna.jobs.train import plan_rows
+
     if json:
         print_json(plan)
     else:
-        print_table(("", "planned"), _plan_rows(plan))
+        sizes = [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes))]
+        print_table(("", "planned"), [*sizes, *plan_rows(plan)])
     return 0
-
-
-def _plan_rows(plan: "DryRun") -> list[tuple[str, str]]:
-    sources = []
-    for name, tokens in plan.tokens.items():
-        words = [f"{tokens:,}", f"{plan.shares[name]:.1%} of what is read"]
-        words += [f"{plan.epochs[name]:.2f} epochs"] if name in plan.epochs else []
-        words += [f"{plan.padding[name]:.2%} padding"] if plan.padding[name] else []
-        sources.append((f"tokens in {name}", ", ".join(words)))
-    return [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes)), *sources]

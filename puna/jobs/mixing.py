@@ -17,6 +17,7 @@ from puna.training.rows import Rows
 
 __all__ = ["MANY_EPOCHS", "Mixing", "MixtureRule", "SourceShare", "mix"]
 
+_WHOLE, _MOST_WHOLE = 1 << 16, 1 << 24  # the sum of weights: finer where a tiny source would be read above its cap
 MANY_EPOCHS = 4  # Muennighoff et al. 2023, arXiv:2305.16264: up to here a second reading is worth nearly a first one
 
 
@@ -123,8 +124,30 @@ def mix(
             shares = unimax_weights(sizes, budget, rule.epoch_cap)
         else:
             shares = cap_epochs(shares, sizes, budget, rule.epoch_cap)
-    whole = tuple(max(1, weight) for weight in integer_weights(_served(shares, rows)))
-    return Mixing(names=tuple(names), rows=tuple(rows), weights=whole)
+    served, total = _served(shares, rows), _WHOLE
+    while True:
+        whole = tuple(max(1, weight) for weight in integer_weights(served, total))
+        mixing = Mixing(names=tuple(names), rows=tuple(rows), weights=whole)
+        above = _above(mixing, rule.epoch_cap, config)
+        if above is None:
+            return mixing
+        if total == _MOST_WHOLE:
+            raise UsageError(
+                f"{above.name}: expected at most {rule.epoch_cap} epochs, got {above.epochs:.2f}: no weight is small enough",
+                "leave it out, or put it into one source with others",
+            )
+        total *= 4
+
+
+def _above(mixing: Mixing, cap: float | None, config: TrainingConfig) -> SourceShare | None:
+    """A source that whole weights let be read above its cap, by more than a row and 1 %."""
+    if cap is None:
+        return None
+    for each in mixing.planned(config) or ():
+        most = cap * each.tokens
+        if each.learned - most > max(config.seq, most / 100):
+            return each
+    return None
 
 
 def _wanted(

@@ -20,15 +20,20 @@ MAY_CHANGE = tuple(
 )
 
 
-def check_recipe(place: Path, before: str, now: str) -> None:
-    """Compare two recipes, as TOML. Errors: CheckpointMismatch naming each setting that may not change, old and new."""
+def check_recipe(place: Path, before: str, now: str) -> bool:
+    """Whether two recipes, as TOML, differ at all.
+
+    Errors: CheckpointMismatch naming each setting that may not change, old and new.
+    """
     old, new = _flat(tomllib.loads(before)), _flat(tomllib.loads(now))
-    changed = [key for key in (old | new) if old.get(key) != new.get(key) and key not in MAY_CHANGE]
-    if changed:
-        words = "; ".join(f"{key} was {_show(old, key)}, is {_show(new, key)}" for key in changed)
+    changed = [key for key in (old | new) if old.get(key) != new.get(key)]
+    refused = [key for key in changed if key not in MAY_CHANGE]
+    if refused:
+        words = "; ".join(f"{key} was {_show(old, key)}, is {_show(new, key)}" for key in refused)
         raise CheckpointMismatch(
             f"{place}: another recipe: {words}", f"only {', '.join(MAY_CHANGE)} may change; or choose another --out"
         )
+    return bool(changed)
 
 
 def check_record(path: Path, record: Mapping[str, Any], recipe: str, data: Mapping[str, str]) -> None:

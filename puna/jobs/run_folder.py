@@ -103,8 +103,11 @@ def open_run(path: Path, recipe: object, *, resume: bool) -> Iterator[RunFolder]
         if folder.recipe.exists():
             if not resume:
                 raise UsageError(f"{path} already holds a run", "continue it with --resume, or choose another --out")
-            check_recipe(folder.recipe, folder.recipe.read_text(encoding="utf-8"), text)
-        write_text(folder.recipe, text)
+            is_new = check_recipe(folder.recipe, folder.recipe.read_text(encoding="utf-8"), text)
+        else:
+            is_new = True
+        if is_new:
+            write_text(folder.recipe, text)
         try:
             yield folder
         except PunaError as error:
@@ -244,14 +247,17 @@ class _Saves:
         every = self.config.checkpoint_every
         state = _last_saved(self.folder, self.model, self.optimizer, self.record, [], every)
         if state is not None:
-            self.log.cut_back(state.metrics_bytes)
+            self.log.cut_back(state.metrics_bytes, keep=lambda event: event["event"] == _EVENTS[BadStepEvent])
         return state
 
     def raise_if_stopped(self, state: TrainState) -> None:
         """Errors: Interrupted, saying what is saved; DiskFull where the last save failed."""
         if self.stop and self.failures:
             raise DiskFull(f"step {state.done.steps} found no room in {self.folder}", "free some space, then --resume")
-        self.stop.raise_if_asked(f"step {state.done.steps} in {self.folder.parent}")
+        place = self.folder.parent
+        if state.done.steps == 0:
+            self.stop.raise_if_asked(f"nothing was learned yet in {place}", "--resume begins with the first step")
+        self.stop.raise_if_asked(f"saved step {state.done.steps} in {place}")
 
 
 def refuse_foreign(path: Path) -> None:

@@ -32,10 +32,10 @@ class StopRequest:
         wanted, self.wants_save = self.wants_save, False
         return wanted
 
-    def raise_if_asked(self, saved: str) -> None:
+    def raise_if_asked(self, outcome: str, hint: str = "") -> None:
         """Raise Interrupted, saying what was saved, if a signal came."""
         if self.signum is not None:
-            raise Interrupted(f"stopped by {signal.Signals(self.signum).name}; saved {saved}", "", self.signum)
+            raise Interrupted(f"stopped by {signal.Signals(self.signum).name}; {outcome}", hint, self.signum)
 
 
 @contextmanager

@@ -46,6 +46,7 @@ __all__ = [
     "DryRun",
     "TrainResult",
     "dry_run",
+    "plan_rows",
     "planned_memory",
     "train",
     "train_rows",
@@ -108,8 +109,8 @@ def train(
     with open_run(out, recipe, resume=resume) as folder:
         training, held_out = _open_data(recipe)
         mixing = _mix(recipe, training)
-        for line in _plan_lines(mixing, config):
-            tell(line)
+        for name, words in plan_rows(_plan(recipe, mixing)):
+            tell(f"{name}: {words}")
         tokenizer = load_tokenizer(recipe.data[0].path / "tokenizer")
         prompt = first_words(next(iter(held_out.values())), tokenizer, recipe.model.max_seq_len)
         peak = PeakMemory(place)
@@ -138,10 +139,26 @@ def train(
 
 def dry_run(recipe: TrainRecipe) -> DryRun:
     """What `train` would do: the plan of its memory, and how often each source would be read."""
-    config, (training, _) = recipe.training, _open_data(recipe)
-    mixing = _mix(recipe, training)
-    visits = [each.epochs for each in mixing.planned(config) or ()]
-    plan = planned_memory(recipe.model, config)
+    training, _ = _open_data(recipe)
+    return _plan(recipe, _mix(recipe, training))
+
+
+def plan_rows(plan: DryRun) -> list[tuple[str, str]]:
+    """What each source will give, as (its name, words); those read more than about 4 times with a warning."""
+    rows = []
+    for name, tokens in plan.tokens.items():
+        words = [f"{tokens:,} tokens", f"{plan.shares[name]:.1%} of what is read"]
+        words += [f"{plan.padding[name]:.2%} padding"] if plan.padding[name] else []
+        words += [f"{plan.epochs[name]:.2f} epochs"] if name in plan.epochs else []
+        is_worn = plan.epochs.get(name, 0.0) > MANY_EPOCHS
+        warning = f"; beyond about {MANY_EPOCHS} each new one teaches less and less" if is_worn else ""
+        rows.append((name, ", ".join(words) + warning))
+    return rows
+
+
+def _plan(recipe: TrainRecipe, mixing: Mixing) -> DryRun:
+    visits = [each.epochs for each in mixing.planned(recipe.training) or ()]
+    plan = planned_memory(recipe.model, recipe.training)
     return DryRun(
         parameters=parameter_count(recipe.model),
         bytes=plan,
@@ -248,19 +265,6 @@ def _named(source: str) -> Iterator[None]:
         yield
     except BadData as error:
         raise BadData(f"{source}: {error.message}", error.hint) from None
-
-
-def _plan_lines(mixing: Mixing, config: TrainingConfig) -> list[str]:
-    """What each source will give, a line each; those read more than about 4 times with a word of warning."""
-    planned, lines = mixing.planned(config), []
-    for index, (name, rows) in enumerate(zip(mixing.names, mixing.rows, strict=True)):
-        words = f"{name}: {rows.tokens:,} tokens, {mixing.shares()[index]:.1%} of what is read"
-        if planned is not None:
-            words += f", {planned[index].epochs:.2f} epochs"
-            if planned[index].epochs > MANY_EPOCHS:
-                words += f"; beyond about {MANY_EPOCHS} each new one teaches less and less"
-        lines.append(words)
-    return lines
 
 
 def _sections(

@@ -63,6 +63,22 @@ def test_a_cap_holds_and_the_others_take_what_it_leaves_in_proportion(given) -> 
     assert ratios[0] > 1
 
 
+@pytest.mark.parametrize("rule", ["proportional", "unimax"])
+def test_a_source_smaller_than_a_65536th_keeps_its_cap(rule) -> None:
+    sizes, budget = (2_000_000_000, 100, 3_000), 1_000_000_000
+    config = TrainingConfig(budget=TokenBudget(tokens=budget), batch=4, micro_batch=4, seq=16)
+    mixing = mix(NAMES[:3], [Part(size) for size in sizes], (None,) * 3, MixtureRule(rule=rule, epoch_cap=2), config)
+    for each in mixing.planned(config):
+        assert each.learned <= max(2.02 * each.tokens, 2 * each.tokens + config.seq)
+    assert mixed(MixtureRule(epoch_cap=2.0)).weights == mixed(MixtureRule()).weights  # no finer than it must be
+
+
+def test_a_source_too_small_for_any_weight_is_named() -> None:
+    config = TrainingConfig(budget=TokenBudget(tokens=10**14), batch=4, micro_batch=4, seq=16)
+    with pytest.raises(UsageError, match=r"b: expected at most 1 epochs, got .*: no weight is small enough"):
+        mix(NAMES[:2], [Part(10**15), Part(100)], (None,) * 2, MixtureRule(epoch_cap=1), config)
+
+
 def test_what_was_read_is_within_a_row_of_the_share_after_any_number_of_rows() -> None:
     mixing = mixed(MixtureRule(exponent=0.5), padding=(0.0, 0.1, 0.2, 0.0))
     for rows in (1, 7, 100, 12_345):

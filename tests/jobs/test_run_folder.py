@@ -1,6 +1,7 @@
 """A run that is killed, stopped or out of space loses nothing, and resumed it ends as if nothing had happened."""
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -14,14 +15,16 @@ import pytest
 
 from puna.errors import CheckpointMismatch, DiskFull, FormatError, Interrupted, NonFiniteLoss, RunLocked, UsageError
 from puna.files import lock_folder, sha256_file
-from puna.jobs import run_folder
+from puna.jobs import run_folder, signals
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.run_folder import RunFolder, check_replaceable, open_run
 from puna.jobs.train import train
 from puna.jobs.train_recipe import resumed_recipe
+from puna.training import loop
 from puna.training.checkpoint import latest_checkpoint
 from puna.training.config import StepBudget
 from puna.training.events import StepEvent
+from puna.training.step import StepOutcome
 
 CHILD = """
 import os, signal, sys, tomllib
@@ -139,6 +142,51 @@ def test_the_page_of_a_stopped_run_says_how_to_go_on(build_recipe, runs: Path) -
     page = RunFolder(runs / "a").report.read_text()
     assert "saved step 5" in page
     assert f"puna train --resume --out {runs / 'a'}" in page
+
+
+def test_a_run_stopped_before_its_first_step_says_that_nothing_was_learned(whole, runs: Path, monkeypatch) -> None:
+    class Stopped(signals.StopRequest):
+        def __init__(self) -> None:
+            super().__init__()
+            self.signum = signal.SIGINT
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "StopRequest", Stopped)
+        with pytest.raises(Interrupted) as caught:
+            train(whole[0], runs / "a")
+    assert caught.value.message == f"stopped by SIGINT; nothing was learned yet in {runs / 'a'}"
+    assert caught.value.hint == "--resume begins with the first step"
+    train(whole[0], runs / "a", resume=True)
+    assert facts(runs / "a") == whole[1]
+
+
+def test_a_resume_leaves_a_recipe_that_has_not_changed_alone(build_recipe, runs: Path) -> None:
+    folder = RunFolder(runs / "a")
+    train(build_recipe(2), folder.path)
+    folder.recipe.write_text("# mine\n" + folder.recipe.read_text())
+    before = folder.recipe.read_text()
+    train(resumed_recipe(folder.path), folder.path, resume=True)
+    assert folder.recipe.read_text() == before
+    train(resumed_recipe(folder.path, ["training.keep_checkpoints=7"]), folder.path, resume=True)
+    assert "keep_checkpoints = 7" in folder.recipe.read_text()
+
+
+def test_a_second_rollback_to_a_step_keeps_what_was_said_of_the_first(build_recipe, runs: Path, monkeypatch) -> None:
+    reads, real = [], loop.train_step
+
+    def poisoned(*arguments: Any, **named: Any) -> StepOutcome | None:
+        reads.append(len(reads))
+        outcome = real(*arguments, **named)
+        assert outcome is not None
+        return replace(outcome, nats=math.nan) if len(reads) in (4, 6) else outcome
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    train(build_recipe(6, checkpoint_every=2, on_bad_step="rollback"), runs / "a")
+    lines = [json.loads(line) for line in RunFolder(runs / "a").metrics.read_text().splitlines()]
+    bad = [line for line in lines if line["event"] == "bad_step"]
+    assert [(line["step"], line["action"]) for line in bad] == [(2, "rollback")] * 2
+    assert bad[0]["where"] != bad[1]["where"]
+    assert [line["step"] for line in lines if line["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_page_that_finds_no_room_ends_no_run(build_recipe, runs: Path, monkeypatch) -> None:

@@ -22,7 +22,7 @@ def test_a_signal_sets_the_request_and_becomes_the_exit_code(signum: signal.Sign
         assert stop
     assert signal.getsignal(signum) is before
     with pytest.raises(Interrupted, match=f"stopped by {signum.name}; saved step 3") as caught:
-        stop.raise_if_asked("step 3")
+        stop.raise_if_asked("saved step 3")
     assert caught.value.exit_code == code
 
 
