@@ -27,6 +27,7 @@ from puna.training.events import Observer
 from puna.training.optimizer import trainable
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder
+from puna.weights.headers import read_header
 from puna.weights.loading import weights_sha256
 
 __all__ = ["adapt", "planned_memory"]
@@ -113,7 +114,7 @@ def _dtype(recipe: AdaptRecipe) -> torch.dtype | None:
 
 def _save(recipe: AdaptRecipe, loaded: LoadedModel, result: AdaptResult, data_sha256: str) -> None:
     if result.model is not None:
-        save_folder(loaded.llama, Path(result.model), loaded.tokenizer)
+        save_folder(loaded.llama, Path(result.model), loaded.tokenizer, base=read_header(recipe.base))
     if result.adapter is not None:
         adapter = adapter_of(loaded.llama, base_sha256=weights_sha256(recipe.base), base_type=recipe.base_type)
         card = adapter_card(recipe, result, data_sha256)

@@ -1,24 +1,20 @@
 """`puna weights convert`: a checkpoint of any format, with its tokenizer and settings, into another one."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from puna.errors import UsageError, unknown_name
 from puna.files import MANIFEST
-from puna.jobs.load import find_base, find_model, is_adapter, load_adapter_for
+from puna.jobs.load import find_base, find_model, is_adapter, load_adapter_for, unproven
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import check_replaceable
-from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.conversion import DTYPE_CHOICES, Target, convert_checkpoint
-from puna.weights.folder import GENERATION_FILE
+from puna.weights.folder import generation_settings
 from puna.weights.headers import read_header
 from puna.weights.loading import verify_seal
 from puna.weights.meta import MetaSettings
-from puna.weights.strict_json import read_object
 from puna.weights.vocabulary import tokenizer_of
 
 __all__ = ["ConvertResult", "convert"]
@@ -62,14 +58,15 @@ def convert(
     if not header.tensors:
         raise UsageError(f"{source} has no weights", "name a checkpoint with weights")
     verify_seal(header)
+    folded = None if adapter is None else load_adapter_for(header, Path(adapter))
     converted = convert_checkpoint(
         header,
         out,
         to,
         dtype=None if dtype is None else DTYPE_CHOICES[dtype],
-        adapter=None if adapter is None else load_adapter_for(header, Path(adapter)),
+        adapter=folded,
         tokenizer=tokenizer_of(header),
-        generation=_generation(header),
+        generation=generation_settings(header),
     )
     return ConvertResult(
         format=to,
@@ -77,15 +74,14 @@ def convert(
         tensors=converted.tensors,
         peak_bytes=peak.growth_bytes(),
         path=str(out),
-        notices=(*header.stored.notices, *converted.notices),
+        notices=(*header.stored.notices, *unproven(folded, adapter), *converted.notices),
     )
 
 
 def _check_target(source: Path, out: Path, to: Target) -> None:
     """Errors: UsageError: a target that holds the source, is of the wrong kind, or holds something that is not ours."""
     if to == "gguf" and (out.suffix != ".gguf" or out.is_dir()):
-        named = out.resolve()
-        raise UsageError(f"{out}: expected a file that ends in .gguf", f"name {named.with_name(f'{named.stem}.gguf')}")
+        raise UsageError(f"{out}: expected a file that ends in .gguf, got a {_kind(out)}", f"name {_gguf_place(out)}")
     here, there = source.resolve(), out.resolve()
     if there == here or there in here.parents or here in there.parents:
         hint = "nothing is converted in place: name a target beside it"
@@ -97,7 +93,12 @@ def _check_target(source: Path, out: Path, to: Target) -> None:
         check_replaceable(out)
 
 
-def _generation(header: CheckpointHeader) -> Mapping[str, Any] | None:
-    """The settings of generation beside a Hugging Face checkpoint, if there are any."""
-    file = header.folder / GENERATION_FILE
-    return read_object(file).values if header.format == "hf" and file.is_file() else None
+def _kind(out: Path) -> str:
+    return "folder" if out.is_dir() else f"name that ends in {out.suffix or 'nothing'}"
+
+
+def _gguf_place(out: Path) -> Path:
+    """Where the file could go: beside a folder, or in it where its name is taken or it has none."""
+    named = out.resolve()
+    place = named.with_name(f"{named.stem}.gguf") if named.name else named
+    return place / "model.gguf" if place.is_dir() else place

@@ -31,7 +31,7 @@ from puna.weights.loading import load_llama, weights_sha256
 from puna.weights.meta import MetaSettings
 from puna.weights.vocabulary import tokenizer_of
 
-__all__ = ["LoadedModel", "find_base", "find_model", "is_adapter", "load", "load_adapter_for"]
+__all__ = ["LoadedModel", "find_base", "find_model", "is_adapter", "load", "load_adapter_for", "unproven"]
 
 _DEFAULT_NEW_TOKENS = 128
 
@@ -90,8 +90,7 @@ class LoadedModel(nn.Module):
         except PunaError:
             put_back(self.llama, before)
             raise
-        if adapter.base_sha256 is None:
-            self.notices += (f"{path}: does not say which weights it was trained on",)
+        self.notices += unproven(adapter, path)
 
     def generate(
         self,
@@ -227,6 +226,13 @@ def load_adapter_for(base: CheckpointHeader, path: Path, sha256: Callable[[], st
             "name the base that the adapter was trained on",
         )
     return adapter
+
+
+def unproven(adapter: Adapter | None, path: str | Path | None) -> tuple[str, ...]:
+    """A notice of an adapter that carries no hash of its base; none where it does, or there is no adapter."""
+    if adapter is None or adapter.base_sha256 is not None:
+        return ()
+    return (f"{path}: does not say which weights it was trained on",)
 
 
 def _nothing_there(name: str, path: Path) -> UsageError:

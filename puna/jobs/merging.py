@@ -61,7 +61,8 @@ def merge(
     base = find_base(adapter) if base_model is None else find_model(base_model)
     if out.resolve() == base.resolve():
         raise UsageError(f"{out} is the base itself", "choose another --out: the adapter belongs to this base")
-    parts = load_adapter_for(read_header(base), Path(adapter))
+    header = read_header(base)
+    parts = load_adapter_for(header, Path(adapter))
     held = _known(base_type or parts.base_type or "float32")
     attached, merged = (_rounded(base, held) for _ in range(2))
     for each in (attached, merged):
@@ -75,7 +76,7 @@ def merge(
     agreement, difference = compare_logits(attached.llama, merged.llama, ids), None
     if held != "float32":
         difference = compare_logits(load(base, adapter=adapter).llama, merged.llama, ids).max_logit_difference
-    save_folder(merged.llama, out, merged.tokenizer)
+    save_folder(merged.llama, out, merged.tokenizer, base=header)
     return MergeResult(
         max_logit_difference=agreement.max_logit_difference,
         largest_logit=agreement.largest_logit,

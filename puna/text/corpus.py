@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.errors import BadData, UsageError
-from puna.text.reading import Entry, holds_lines, read_entries
+from puna.text.reading import Entry, holds_lines, last_line_end, read_entries
 
 __all__ = ["Corpus", "Document", "DocumentStream", "cut_documents", "read_documents", "split_documents"]
 
@@ -209,20 +209,11 @@ def _cut(document: Document, target_bytes: int) -> Iterator[Document]:
     target = max(1, target_bytes * len(text) // size)  # characters
     start = index = 0
     while start < len(text):
-        end = (
-            len(text) if len(text) - start <= target * 3 // 2 else _cut_place(text, start + target // 2, start + target)
-        )
+        high = start + target
+        is_last = len(text) - start <= target * 3 // 2
+        end = len(text) if is_last else last_line_end(text, start + target // 2, high) or high
         yield Document(text=text[start:end], source=document.source, name=f"{document.name}#{index}")
         start, index = end, index + 1
-
-
-def _cut_place(text: str, low: int, high: int) -> int:
-    """The last good place in (low, high] to end a piece."""
-    for mark in ("\n\n", "\n\r\n", "\n"):
-        place = text.rfind(mark, low, high)
-        if place >= 0:
-            return place + len(mark)
-    return high
 
 
 def _walk(path: Path, exclude: Callable[[Path], bool] | None) -> Iterator[Path]:

@@ -16,7 +16,16 @@ from typing import Any, BinaryIO, cast
 
 from puna.errors import MissingExtra
 
-__all__ = ["Entry", "holds_lines", "inner_suffix", "read_blocks", "read_entries", "read_lines", "read_rows"]
+__all__ = [
+    "Entry",
+    "holds_lines",
+    "inner_suffix",
+    "last_line_end",
+    "read_blocks",
+    "read_entries",
+    "read_lines",
+    "read_rows",
+]
 
 MAX_RATIO = 1000  # deflate itself stops at 1032: only a bomb comes near
 MAX_LINE_BYTES = 16 << 20
@@ -119,12 +128,20 @@ def _texts(path: Path) -> Iterator[Entry]:
 
 def _cut_place(held: bytearray) -> int:
     """The last good place in the first MAX_TEXT_BYTES to end a piece; never inside a character."""
-    for mark in (b"\n\n", b"\n\r\n", b"\n"):
-        place = held.rfind(mark, MAX_TEXT_BYTES // 2, MAX_TEXT_BYTES)
-        if place >= 0:
-            return place + len(mark)
+    place = last_line_end(held, MAX_TEXT_BYTES // 2, MAX_TEXT_BYTES)
+    if place is not None:
+        return place
     starts = (place for place in range(MAX_TEXT_BYTES, 0, -1) if held[place] & 0xC0 != 0x80)
     return next(starts, MAX_TEXT_BYTES)
+
+
+def last_line_end(text: str | bytearray, low: int, high: int) -> int | None:
+    """Behind the last blank line in [low, high), else behind the last line; None where no line ends there."""
+    for mark in ("\n\n", "\n\r\n", "\n"):
+        place = text.rfind(mark, low, high) if isinstance(text, str) else text.rfind(mark.encode(), low, high)
+        if place >= 0:
+            return place + len(mark)
+    return None
 
 
 def _lines(path: Path) -> Iterator[Entry]:

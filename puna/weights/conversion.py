@@ -97,9 +97,22 @@ def _lost(export: Export, to: Target) -> Iterator[str]:
             yield f"Meta's format does not store {unsaid}"
         if export.tokenizer is not None and export.tokenizer.chat_template is not None:
             yield "Meta's format has no chat template: it was left out"
+    if to != "hf" and (ends := _lost_ends(export, to)):
+        yield f"{to} does not store more than one end beside the tokenizer's own: ids {ends} were left out"
     if to != "hf" and export.generation is not None and export.generation.keys() - _ID_KEYS:
         lost = ", ".join(sorted(export.generation.keys() - _ID_KEYS))
         yield f"{to} does not store settings of generation: {lost} were left out"
+
+
+def _lost_ends(export: Export, to: Target) -> list[int]:
+    """The ends that config.json and generation_config.json name, and a reader of the new file will not find."""
+    stored, tokenizer = export.header.stored.eos_ids, export.tokenizer
+    asked = (export.generation or {}).get("eos_token_id")
+    named = [*stored, *(end for end in (asked if isinstance(asked, list) else [asked]) if type(end) is int)]
+    kept = set() if tokenizer is None else set(tokenizer.eos_ids)
+    if to == "gguf" and (tokenizer is None or tokenizer.named_id("eos_token") is None):
+        kept |= set(stored[:1])
+    return [end for end in dict.fromkeys(named) if end not in kept]
 
 
 def _notices(export: Export) -> Iterator[str]:

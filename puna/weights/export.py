@@ -21,7 +21,7 @@ from puna.tokens.tokenizer import Tokenizer
 from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.config_json import config_to_json
 from puna.weights.dense import DenseTensors
-from puna.weights.folder import write_settings, write_shards
+from puna.weights.folder import special_ids, write_settings, write_shards
 from puna.weights.gguf import BLOCK_TYPES
 from puna.weights.gguf_config import ROPE_DIVISORS, gguf_metadata_of, rope_divisors
 from puna.weights.gguf_writer import write_gguf
@@ -76,11 +76,9 @@ def write_hf_folder(export: Export, target: Path) -> None:
     """A sealed Hugging Face folder of a plain Llama. Errors: UsageError: RoPE scaling that config.json cannot say."""
     stored, tokenizer = export.header.stored, export.tokenizer
     by_name = {output.name: output for output in export.outputs}
-    ids = (stored.bos_id, stored.eos_ids)
-    if tokenizer is not None:
-        ids = (tokenizer.bos_id if ids[0] is None else ids[0], ids[1] or tokenizer.eos_ids)
+    bos_id, eos_ids = special_ids(stored, tokenizer)
     dtype = _CONFIG_TYPES[export.outputs[0].dtype]
-    config = config_to_json(stored.model, bos_id=ids[0], eos_ids=ids[1], dtype=dtype, pad_id=stored.pad_id)
+    config = config_to_json(stored.model, bos_id=bos_id, eos_ids=eos_ids, dtype=dtype, pad_id=stored.pad_id)
 
     def read(name: str) -> Tensor:
         return _cast(target, by_name[name], export.dense[by_name[name].path])

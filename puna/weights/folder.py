@@ -21,12 +21,22 @@ from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears
 from puna.tokens.tokenizer import Tokenizer
+from puna.weights.checkpoint import CheckpointConfig, CheckpointHeader
 from puna.weights.config_json import config_to_json
 from puna.weights.hf_folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from puna.weights.names import Int8Entry, LinearEntry, LowRankEntry, expected_tensors
+from puna.weights.strict_json import read_object
 from puna.weights.tensors import TensorSpec, sorted_specs, spec_bytes, spec_of, write_safetensors
 
-__all__ = ["GENERATION_FILE", "SHARD_BYTES", "save_folder", "write_settings", "write_shards"]
+__all__ = [
+    "GENERATION_FILE",
+    "SHARD_BYTES",
+    "generation_settings",
+    "save_folder",
+    "special_ids",
+    "write_settings",
+    "write_shards",
+]
 
 GENERATION_FILE = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
@@ -38,11 +48,13 @@ def save_folder(
     tokenizer: Tokenizer | None = None,
     record: Mapping[str, object] | None = None,
     *,
+    base: CheckpointHeader | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a model as a sealed folder, in its own types; a tied head is not written.
 
-    Args:   record: where the model came from; kept in the manifest, and in config.json if that has a `puna` section.
+    Args:   base: the checkpoint that the model was made from: its special ids and settings of generation are kept.
+            record: where the model came from; kept in the manifest, and in config.json if that has a `puna` section.
             shard_bytes: more than this go into several files.
     Raises: UsageError: an adapter is attached, a base in NF4.
     """
@@ -50,12 +62,30 @@ def save_folder(
     state = model.state_dict()
     expected = expected_tensors(model.config, linears, kind="puna" if linears else "hf")
     tensors = {tensor.name: state[tensor.path] for tensor in expected}
-    bos_id, eos_ids = (None, ()) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_ids)
+    stored = None if base is None else base.stored
+    bos_id, eos_ids = special_ids(stored, tokenizer)
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    config = config_to_json(model.config, bos_id=bos_id, eos_ids=eos_ids, dtype=dtype, linears=linears, record=record)
+    config = config_to_json(
+        model.config, bos_id=bos_id, eos_ids=eos_ids, dtype=dtype, linears=linears, record=record,
+        pad_id=None if stored is None else stored.pad_id,
+    )  # fmt: skip
     with staged_folder(folder, None if record is None else {"record": dict(record)}) as staged:
         write_shards(staged, [spec_of(*item) for item in tensors.items()], tensors.__getitem__, shard_bytes)
-        write_settings(staged, config, tokenizer)
+        write_settings(staged, config, tokenizer, None if base is None else generation_settings(base))
+
+
+def special_ids(stored: CheckpointConfig | None, tokenizer: Tokenizer | None) -> tuple[int | None, tuple[int, ...]]:
+    """(BOS, what ends a text or a turn): a checkpoint's own; the tokenizer's where it names none."""
+    bos_id, eos_ids = (None, ()) if stored is None else (stored.bos_id, stored.eos_ids)
+    if tokenizer is None:
+        return bos_id, eos_ids
+    return tokenizer.bos_id if bos_id is None else bos_id, eos_ids or tokenizer.eos_ids
+
+
+def generation_settings(header: CheckpointHeader) -> Mapping[str, Any] | None:
+    """The generation_config.json beside a Hugging Face checkpoint, if there is one. Errors: FormatError."""
+    file = header.folder / GENERATION_FILE
+    return read_object(file).values if header.format in ("hf", "puna") and file.is_file() else None
 
 
 def write_settings(

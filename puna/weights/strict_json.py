@@ -99,6 +99,8 @@ def parse_object(path: Path, data: bytes) -> JsonObject:
     """The object in a piece of a file. Errors: FormatError."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        if b"\\ud" in data.lower():
+            _refuse_half_a_pair(value)
     except (ValueError, RecursionError) as error:
         raise FormatError(path, "file", "strict JSON", error) from None
     if not isinstance(value, dict):
@@ -115,6 +117,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"a key that cannot be shown: {reprlib.repr(key)}")
         values[key] = value
     return values
+
+
+def _refuse_half_a_pair(value: object) -> None:
+    """It is no character: no file could hold it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,5 +1,7 @@
 """Fine-tuning: records to a PEFT folder, and back into the base."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,20 @@ def test_merged_says_what_attached_says_and_transformers_loads_it(adapted, tmp_p
     (tmp_path / "mine" / "letter").write_text("dear")
     with pytest.raises(UsageError, match="holds something else"):
         merge(adapted[1], tmp_path / "mine")
+
+
+def test_a_merged_model_ends_where_its_base_ends(world, adapted, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(world.run / "model", base)
+    (base / "MANIFEST.json").unlink()
+    config = json.loads((base / "config.json").read_text()) | {"eos_token_id": [3, 5, 7], "pad_token_id": 4}
+    settings = {"eos_token_id": [3, 5, 7, 9], "temperature": 0.6}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    merge(adapted[1], tmp_path / "merged", base_model=base)
+    merged = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (merged["eos_token_id"], merged["pad_token_id"]) == ([3, 5, 7], 4)
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text()) == settings
 
 
 def test_another_base_is_refused(world, adapted, build_recipe, tmp_path: Path) -> None:

@@ -145,6 +145,37 @@ def test_a_target_that_would_lose_something_is_refused(run, tmp_path, to, name, 
     assert (tmp_path / "things" / "letter.txt").read_text() == "dear"
 
 
+def test_a_folder_as_the_file_of_a_gguf_is_refused_with_a_place_beside_it(run, tmp_path):
+    (tmp_path / "x.gguf").mkdir()
+    for out, better in (("/", "/model.gguf"), (tmp_path / "x.gguf", tmp_path / "x.gguf" / "model.gguf")):
+        with pytest.raises(UsageError, match=r"expected a file that ends in \.gguf, got a folder") as caught:
+            convert(run, out, "gguf")
+        assert caught.value.hint == f"name {better}"
+
+
+def test_ends_that_a_format_has_no_place_for_are_said(run, tmp_path, tokenizer):
+    settings = run / "model" / "generation_config.json"
+    ends = [tokenizer.eos_ids[0], 7, 9]
+    settings.write_text(json.dumps({"eos_token_id": ends}))
+    for to in ("gguf", "meta"):
+        assert any("ids [7, 9] were left out" in each for each in convert(run, target(tmp_path, to), to).notices)
+    settings.write_text(json.dumps({"eos_token_id": list(tokenizer.eos_ids)}))
+    assert not any("left out" in each for each in convert(run, tmp_path / "fine.gguf", "gguf").notices)
+    settings.write_text('{"text": "\\ud800"}')
+    with pytest.raises(FormatError, match=r"generation_config\.json.*half a surrogate pair"):
+        convert(run, tmp_path / "out", "hf")
+
+
+def test_an_adapter_without_a_hash_of_its_base_is_folded_in_and_that_is_said(run, tmp_path):
+    model = load(run).llama
+    attach(model, LoraSettings(rank=2, alpha=4.0, targets=("q_proj",)), seed=0)
+    save_adapter(adapter_of(model, None), tmp_path / "tuned", base=str(run))
+    said = f"{tmp_path / 'tuned'}: does not say which weights it was trained on"
+    assert said in load(run, adapter=tmp_path / "tuned").notices
+    assert said in convert(run, tmp_path / "a.gguf", "gguf", adapter=tmp_path / "tuned").notices
+    assert said not in convert(run, tmp_path / "b.gguf", "gguf").notices
+
+
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(build_llama, tokenizer, tmp_path):
     save_folder(build_llama(vocab_size=290), tmp_path / "small")
     tokenizer.save(tmp_path / "small")

@@ -62,6 +62,13 @@ def test_missing_takes_the_default_and_null_does_not():
         JsonObject(HERE, {}).integer("a")
 
 
+def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_a_character():
+    assert parse_object(Path("a.json"), b'{"text": "\\ud83e\\udd99", "\\\\ud800": 1}').values["text"] == "\U0001f999"
+    for text in (b'{"text": "\\ud800"}', b'{"\\uD800": 1}', b'{"a": [{"b": "\\udC00"}]}'):
+        with pytest.raises(FormatError, match="expected strict JSON"):
+            parse_object(Path("a.json"), text)
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "absent.json", tmp_path / ("x" * 5000)):
         with pytest.raises(FormatError):
