@@ -18,11 +18,11 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import zstandard
+from anonymous import Sampler
 
 from puna.text.corpus import Document, cut_documents, read_documents
 from puna.tokens.learning import learn_tokenizer
@@ -75,15 +75,6 @@ def write_input(path: Path, pieces: list[Document], total: int) -> None:
             file.writelines(lines(pieces, total))
 
 
-def anonymous_bytes(process: int) -> int:
-    """Memory of a process that no file backs; 0 where it has ended."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
-
-
 def measure(source: Path, tokenizer: Path, out: Path) -> dict[str, object]:
     """Build in a process of its own, and watch its memory."""
     command = [sys.executable, "-c", BUILD, str(source), str(tokenizer), str(out)]
@@ -91,11 +82,9 @@ def measure(source: Path, tokenizer: Path, out: Path) -> dict[str, object]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=one_core) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        level, samples = anonymous_bytes(child.pid), []
-        while child.poll() is None:
-            samples.append(anonymous_bytes(child.pid))
-            time.sleep(0.02)
-        result = json.loads(child.stdout.read())
+        with Sampler(0.02, child.pid) as sampler:
+            result = json.loads(child.stdout.read())
+    level, samples = sampler.samples[0], sampler.samples
     quarter = -(-len(samples) // 4)
     return {
         "documents": result["documents"],
@@ -104,7 +93,7 @@ def measure(source: Path, tokenizer: Path, out: Path) -> dict[str, object]:
         "megabytes_per_cpu_second": round(result["cpu"] / 1e6, 2),
         "encoding_alone_megabytes_per_cpu_second": round(result["alone"] / 1e6, 2),
         "level_megabytes": round(level / 1e6),
-        "grown_megabytes": round((max(samples) - level) / 1e6, 1),
+        "grown_megabytes": round((sampler.peak - level) / 1e6, 1),
         "quarters_megabytes": [
             round((max(samples[i : i + quarter]) - level) / 1e6, 1) for i in range(0, len(samples), quarter)
         ],

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from puna.model import loss
@@ -18,6 +17,7 @@ from puna.model.linears.lora import LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
 from puna.model.loss import Nats, chunked_nats, token_nats
+from tests.allocated import allocated_peak
 
 D, V, B, T = 12, 50, 2, 11
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -240,28 +240,14 @@ def test_only_the_gradients_that_are_needed_are_formed() -> None:
     assert frozen.weight.grad is None
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
-    """The most that torch held at one time beyond what it held at the start."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    assert recorded.profiler is not None
-    results = recorded.profiler.kineto_results
-    assert results is not None
-    held = peak = 0
-    for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
 def test_the_loss_never_holds_the_logits_of_all_tokens() -> None:
     tokens, vocab = 2048, 32_768
     head, x, ids = dense(vocab), hidden(rows=1, tokens=tokens), targets(1, tokens, vocab)
     logits_bytes = 4 * tokens * vocab
-    assert peak_bytes(lambda: naive_nats(head, x, ids, None).backward()) > logits_bytes
+    assert allocated_peak(lambda: naive_nats(head, x, ids, None).backward()) > logits_bytes
     head.zero_grad()
-    assert peak_bytes(lambda: chunked_nats(head, x, ids).sum.backward()) < 0.5 * logits_bytes
-    assert peak_bytes(lambda: token_nats(head, x, ids)) < 0.5 * logits_bytes
+    assert allocated_peak(lambda: chunked_nats(head, x, ids).sum.backward()) < 0.5 * logits_bytes
+    assert allocated_peak(lambda: token_nats(head, x, ids)) < 0.5 * logits_bytes
 
 
 def test_nats_add_up_and_are_averaged_last() -> None:

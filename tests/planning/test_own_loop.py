@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS, linear_paths, linear_shapes
@@ -21,6 +20,7 @@ from puna.planning.activations import layer_bytes
 from puna.planning.memory import peak_memory
 from puna.planning.settings import FullTraining, LoraTraining, Settings
 from puna.training.activations import checkpointed_blocks
+from tests.allocated import allocated_peak
 
 MODEL = ModelConfig(
     vocab_size=512, dim=64, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=24, ffn_dim=176, max_seq_len=256
@@ -109,15 +109,3 @@ def built(base, targets, kind, *, tokens, config=MODEL, **changes):
 
 def storages(tensors):
     return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in tensors}
-
-
-def allocated_peak(step):
-    """The largest sum of live bytes that the allocator handed out during a step."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step()
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
