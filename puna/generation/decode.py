@@ -142,7 +142,7 @@ def _next_logits(model: Llama, ids: Sequence[int], cache: KVCache) -> Tensor:
     """logits_V in float32 of the token after `ids`, which the cache now holds too."""
     ids_BT = torch.tensor([ids], device=model.norm.weight.device)
     hidden_BTD = model.hidden(ids_BT, cache=cache)
-    return model.lm_head(hidden_BTD[0, -1]).float()
+    return model.lm_head(hidden_BTD[0, -1:])[0].float()
 
 
 def _checked_prompt(model: Llama, tokenizer: Tokenizer, ids: Sequence[int], max_new_tokens: int) -> list[int]:
