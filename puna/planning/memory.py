@@ -34,6 +34,7 @@ __all__ = [
     "layer_weight_bytes",
     "nf4_bytes",
     "peak_memory",
+    "streamed_layer_bytes",
     "weight_bytes",
 ]
 
@@ -121,16 +122,23 @@ def _device_weights(config: ModelConfig, settings: Settings) -> int:
     layers = min(settings.streamed_layers, config.n_layers)
     weights = weight_bytes(config, settings.base, is_wide=settings.is_wide)
     if layers > STREAM_BUFFERS:
-        weights -= (layers - STREAM_BUFFERS) * layer_weight_bytes(config, settings.base, is_wide=settings.is_wide)
+        weights -= (layers - STREAM_BUFFERS) * streamed_layer_bytes(config, settings)
     if settings.streamed_embedding and not config.tied_embeddings:
         weights -= config.vocab_size * config.dim * settings.compute_bytes
     return weights
 
 
 def bus_bytes_per_step(config: ModelConfig, settings: Settings) -> int:
-    """What streaming copies to the device in a step: each streamed layer's weights forward and again backward."""
-    each = layer_weight_bytes(config, settings.base, is_wide=settings.is_wide)
-    return 2 * min(settings.streamed_layers, config.n_layers) * each
+    """What streaming copies to the device in a step: each streamed layer forward and again backward, but for the two that
+    are there already at each turn.
+    """
+    layers = min(settings.streamed_layers, config.n_layers)
+    return 2 * max(0, layers - STREAM_BUFFERS) * streamed_layer_bytes(config, settings)
+
+
+def streamed_layer_bytes(config: ModelConfig, settings: Settings) -> int:
+    """What one streamed layer has in host memory: its frozen Linears. Norms and adapters stay on the device."""
+    return _linear_bytes(config, settings.base)
 
 
 def weight_bytes(config: ModelConfig, base: Base, *, is_wide: bool = False) -> int:
@@ -142,13 +150,18 @@ def weight_bytes(config: ModelConfig, base: Base, *, is_wide: bool = False) -> i
 
 def layer_weight_bytes(config: ModelConfig, base: Base, *, is_wide: bool = False) -> int:
     """One layer's stored weights, the gains of its norms included."""
-    shapes, wide = linear_shapes(config).values(), 4 if base == "float32" or is_wide else 2
-    norms = 2 * config.dim * wide
+    norms = 2 * config.dim * (4 if base == "float32" or is_wide else 2)
+    return norms + _linear_bytes(config, base)
+
+
+def _linear_bytes(config: ModelConfig, base: Base) -> int:
+    """One layer's stored Linears."""
+    shapes = linear_shapes(config).values()
     if base == "int8":
-        return norms + sum(prod(shape) + 4 * shape[0] for shape in shapes)
+        return sum(prod(shape) + 4 * shape[0] for shape in shapes)
     if base == "nf4":
-        return norms + sum(nf4_bytes(prod(shape)) for shape in shapes)
-    return norms + (4 if base == "float32" else 2) * sum(prod(shape) for shape in shapes)
+        return sum(nf4_bytes(prod(shape)) for shape in shapes)
+    return (4 if base == "float32" else 2) * sum(prod(shape) for shape in shapes)
 
 
 def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:

@@ -21,6 +21,8 @@ from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.linears.nf4 import Nf4Linear
 from puna.model.surgery import named_linears, replace_linears
+from puna.planning.memory import bus_bytes_per_step, peak_memory
+from puna.planning.settings import LoraTraining, Settings
 from puna.training.activations import checkpointed_blocks
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer, trainable
@@ -168,6 +170,23 @@ def test_a_step_copies_each_layer_twice_but_for_two_at_each_turn(build, count, c
             copied.append((stream.copied_bytes - before) // each)
     turn = max(0, count - 2)
     assert copied == [min(count, 2) + 2 * turn, 2 * turn, 2 * turn]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, LAYERS])
+@pytest.mark.parametrize("base", ["dense", "bfloat16", "int8", "nf4"])
+def test_the_plan_counts_what_a_step_copies_and_what_is_away(build, base, count):
+    model = build(base)
+    precision = "float32" if base == "dense" else base
+    is_wide = base in ("int8", "nf4")
+    resident = Settings(method=LoraTraining(), seq=12, batch=2, base=precision, own_loop=True, is_wide=is_wide)
+    plan = replace(resident, streamed_layers=count)
+    stream = stream_layers(model, count, "cpu")
+    for step in range(2):  # the first finds nothing on the device
+        before = stream.copied_bytes
+        batch_nats(model, batch(step)).sum.backward()
+    assert stream.copied_bytes - before == bus_bytes_per_step(model.config, plan)
+    weights = [peak_memory(model.config, settings).weights for settings in (resident, plan)]
+    assert weights[0] - weights[1] == sum(stream.layer_bytes) - stream.held_bytes
 
 
 @pytest.mark.parametrize(
