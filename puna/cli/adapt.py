@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from puna.cli.adapt_dry_run import show_dry_run
 from puna.cli.console import print_json, print_table
 from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, RecordOptions, resume_stands_alone
 from puna.cli.preview import show_preview
@@ -39,6 +40,7 @@ def adapt(
     preview: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=(0, 1), negative="")] = None,
     anyway: bool = False,
     resume: bool = False,
+    dry_run: bool = False,
     tensorboard: bool | None = None,
     json: Json = False,
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
@@ -50,7 +52,7 @@ def adapt(
     Args:
         model: a run folder, a Hugging Face or Meta folder, or a GGUF file.
         data: files or folders to learn from.
-        out: the run's folder, which only --preview does without; the result is written to its adapter/ or model/.
+        out: the run's folder, which only --preview and --dry-run do without; the result is written to its adapter/ or model/.
         validation: held-out records; without it the last tenth.
         old_text: a text of the kind that the model knows: what it forgets is measured on it.
         steps: the budget in optimizer steps; 200 where no budget is given.
@@ -66,8 +68,9 @@ def adapt(
         seq: tokens in a row.
         learning_rate: at its peak; 0.001 for an adapter and 0.0001 for every weight where nothing says otherwise.
         preview: show so many records (3 if no number is given) with what of them is learned, and train nothing.
-        anyway: learn from what can be learned, whatever the lint of the records says.
+        anyway: learn from what can be learned, whatever the lint of the records says, and in less memory than is planned.
         resume: continue the run in --out with the settings of its recipe.
+        dry_run: print the plan, what would be read and what the lint says, and do nothing.
         tensorboard: write event files for TensorBoard, or write none; they are written where it is installed.
     """
     from puna.jobs import adapt as job
@@ -80,8 +83,8 @@ def adapt(
     use_threads(machine.threads)
     if not resume and not (model and data):
         raise UsageError("expected MODEL and DATA", "for example puna adapt runs/demo/train notes.txt --out runs/notes")
-    if out is None and preview is None:
-        raise UsageError("expected --out RUN", "only --preview does without")
+    if out is None and preview is None and not dry_run:
+        raise UsageError("expected --out RUN", "only --preview and --dry-run do without")
     if resume and out is not None:
         recipe = recipe_job.resumed_recipe(out, recipes.settings)
     else:
@@ -90,15 +93,16 @@ def adapt(
             model=model, data=data, method=method, rank=rank, alpha=alpha, targets=targets, full=full, base_type=base,
             validation=validation, old=old_text,
             records=record_flags(fields=records.fields, loss=records.loss),
-            recipe=recipes.recipe,
-            settings=recipes.settings,
+            recipe=recipes.recipe, settings=recipes.settings,
             training=training_flags(
                 steps=steps, epochs=epochs, seconds=seconds, precision=precision, batch=batch, seq=seq,
                 learning_rate=learning_rate, seed=machine.seed,
             ),
         )  # fmt: skip
-    if out is None or preview is not None:
-        return show_preview(recipe, preview or (), anyway=anyway, is_json=json)
+    if preview is not None:
+        return show_preview(recipe, preview, anyway=anyway, is_json=json)
+    if out is None or dry_run:
+        return show_dry_run(recipe, machine.device, anyway=anyway, is_json=json)
     with training_progress("adapting") as observer:
         result = job.adapt(
             recipe, out, resume=resume, anyway=anyway, device=machine.device, observers=(observer,),

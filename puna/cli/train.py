@@ -35,6 +35,7 @@ def train(
     packing: Literal["contiguous", "documents"] | None = None,
     learning_rate: float | None = None,
     checkpoint_every: int | None = None,
+    anyway: bool = False,
     resume: bool = False,
     dry_run: bool = False,
     verify_resume: bool = False,
@@ -58,8 +59,9 @@ def train(
         packing: contiguous cuts the text every seq tokens; documents packs whole documents that never see each other.
         learning_rate: at its peak.
         checkpoint_every: steps between two checkpoints.
+        anyway: train even where the planned peak is larger than the memory.
         resume: continue the run in --out with the settings of its recipe.
-        dry_run: print the plan and do nothing.
+        dry_run: print the plan and how often each source would be read, and do nothing.
         verify_resume: prove on this recipe's first steps that a killed run goes on to the bit; --out is left alone.
         tensorboard: write event files for TensorBoard, or write none; they are written where it is installed.
     """
@@ -78,26 +80,19 @@ def train(
             recipe=recipes.recipe,
             settings=recipes.settings,
             training=training_flags(
-                steps=steps,
-                tokens=tokens,
-                seconds=seconds,
-                precision=machine.precision,
-                batch=batch,
-                seq=seq,
-                packing=packing,
-                learning_rate=learning_rate,
-                checkpoint_every=checkpoint_every,
-                seed=machine.seed,
+                steps=steps, tokens=tokens, seconds=seconds, precision=machine.precision, batch=batch, seq=seq,
+                packing=packing, learning_rate=learning_rate, checkpoint_every=checkpoint_every, seed=machine.seed,
             ),
-        )
+        )  # fmt: skip
     if dry_run:
-        return _print_plan(job.dry_run(recipe), json=json)
+        return _print_plan(job.dry_run(recipe, machine.device), json=json)
     if verify_resume:
-        return _prove(recipe, out, machine.device, json=json)
+        return _prove(recipe, out, machine.device, anyway=anyway, json=json)
     with training_progress("training", lambda: _ceiling(recipe, machine.device)) as observer:
         result = job.train(
-            recipe, out, resume=resume, device=machine.device, observers=(observer,), tensorboard=tensorboard, tell=say
-        )
+            recipe, out, resume=resume, anyway=anyway, device=machine.device, observers=(observer,),
+            tensorboard=tensorboard, tell=say,
+        )  # fmt: skip
     if json:
         print_json(result)
     else:
@@ -105,10 +100,10 @@ def train(
     return 0
 
 
-def _prove(recipe: "TrainRecipe", out: Path, device: str, *, json: bool) -> int:
+def _prove(recipe: "TrainRecipe", out: Path, device: str, *, anyway: bool, json: bool) -> int:
     from puna.jobs.verify_resume import verify_resume
 
-    proof = verify_resume(recipe, out, device=device, tell=say)
+    proof = verify_resume(recipe, out, anyway=anyway, device=device, tell=say)
     if json:
         error = None if proof.is_proven else ToleranceExceeded("the resumed run is not the uninterrupted one")
         print_json(proof, error)
@@ -137,6 +132,8 @@ def _print_plan(plan: "DryRun", *, json: bool) -> int:
     if json:
         print_json(plan)
     else:
-        sizes = [("parameters", f"{plan.parameters:,}"), ("peak memory", human_bytes(plan.planned_peak_bytes))]
+        fits = "fits" if plan.fits else "does not fit"
+        peak = f"{human_bytes(plan.planned_peak_bytes)}, {fits} the {human_bytes(plan.available_bytes)} free"
+        sizes = [("parameters", f"{plan.parameters:,}"), ("peak memory", peak)]
         print_table(("", "planned"), [*sizes, *plan_rows(plan)])
     return 0

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,8 @@ from puna.jobs.adapt_data import PackedData, pack_data
 from puna.jobs.adapt_judge import AnsweredPrompt, Judge
 from puna.jobs.adapt_recipe import AdaptRecipe, planned_settings
 from puna.jobs.adapt_report import AdaptResult, Change, adapt_rows, adapter_card, change_sections
-from puna.jobs.load import LoadedModel, load
+from puna.jobs.fitting import check_fits
+from puna.jobs.load import LoadedModel, find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run, run_training, take_best
@@ -27,7 +29,7 @@ from puna.training.events import Observer
 from puna.training.optimizer import trainable
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder
-from puna.weights.headers import read_header
+from puna.weights.headers import read_config, read_header
 from puna.weights.loading import weights_sha256
 
 __all__ = ["adapt", "planned_memory"]
@@ -40,6 +42,7 @@ def adapt(
     resume: bool = False,
     anyway: bool = False,
     device: str = "auto",
+    memory_bytes: int | None = None,
     observers: tuple[Observer, ...] = (),
     tensorboard: bool | None = None,
 ) -> AdaptResult:
@@ -47,11 +50,14 @@ def adapt(
 
     A finished run is not trained further: its result is made again from its checkpoints.
 
-    Args:   anyway: learn from what can be learned, whatever the lint of the records says.
+    Args:   anyway: learn from what can be learned, whatever the lint of the records says, and even where the plan is larger
+            than the memory. memory_bytes: what there is; None: what is free.
             tensorboard: whether to write event files for it; None: where it is installed.
-    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked, UsageError.
+    Errors: BadData, CheckpointMismatch, DiskFull, DoesNotFit, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked,
+            UsageError.
     """
     out, place = Path(out), choose_device(device)
+    _check_fits(recipe, place, resume=resume, anyway=anyway, memory_bytes=memory_bytes)
     with open_run(out, recipe, resume=resume) as folder:
         peak = PeakMemory(place)
         loaded = _load(recipe, place)
@@ -84,6 +90,11 @@ def adapt(
 def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
     return peak_memory(config, planned_settings(recipe), runtime_bytes=PROCESS_BYTES)
+
+
+def _check_fits(recipe: AdaptRecipe, device: torch.device, **given: Any) -> None:
+    """Refuse a plan that is larger than the memory. Args: given: as for check_fits."""
+    check_fits(read_config(find_model(recipe.base)), planned_settings(recipe), device, **given)
 
 
 def _load(recipe: AdaptRecipe, device: torch.device) -> LoadedModel:

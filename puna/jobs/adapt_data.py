@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from puna.adaptation.encoding import EncodedRecord, cut_record
 from puna.adaptation.lint import Linted, RecordCounts, lint_records, refusal
 from puna.adaptation.records import RecordSettings, read_records
 from puna.adaptation.rows import Row, pack_records
+from puna.arch.config import ModelConfig
 from puna.errors import BadData, UsageError
-from puna.jobs.load import LoadedModel, find_model
+from puna.jobs.load import find_model
 from puna.report.labels import label
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.headers import read_header
@@ -24,6 +26,7 @@ __all__ = [
     "PackedData",
     "Preview",
     "PreviewedRecord",
+    "Reader",
     "Span",
     "file_label",
     "held_out_rows",
@@ -82,11 +85,23 @@ class Preview:
     previewed: list[PreviewedRecord]
 
 
+class Reader(Protocol):
+    """What of a model records are read by."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its numbers."""
+
+
 def pack_data(
     data: Sequence[Path],
     validation: Path | None,
     settings: RecordSettings,
-    loaded: LoadedModel,
+    model: Reader,
     *,
     seq: int,
     anyway: bool = False,
@@ -96,8 +111,8 @@ def pack_data(
     A long text alone gives the last tenth of its pieces of `seq` tokens. Args: anyway: learn whatever the lint says.
     Errors: BadData, UsageError.
     """
-    tokenizer = loaded.tokenizer
-    _check_seq(seq, loaded.config.max_seq_len)
+    tokenizer = model.tokenizer
+    _check_seq(seq, model.config.max_seq_len)
     linted = _read(data, settings, tokenizer, seq, anyway=anyway)
     if validation is not None:
         learned, judged = linted.records, _by_file(_read([validation], settings, tokenizer, seq, anyway=anyway).records)
@@ -111,7 +126,7 @@ def pack_data(
         rows=pack_records(learned, seq),
         held_out={name: pack_records(records, seq) for name, records in judged.items() if records},
         held_out_records={name: len(records) for name, records in judged.items()},
-        prompts=_prompts(judged.values(), loaded.config.max_seq_len),
+        prompts=_prompts(judged.values(), model.config.max_seq_len),
         counts=linted.counts,
     )
 

@@ -1,10 +1,11 @@
 """Where a job runs: device and threads, from what was asked."""
 
+import psutil
 import torch
 
 from puna.errors import UsageError
 
-__all__ = ["choose_device", "choose_dtype", "use_threads"]
+__all__ = ["available_bytes", "choose_device", "choose_dtype", "use_threads"]
 
 _DTYPES = {
     "auto": None,
@@ -33,6 +34,13 @@ def choose_dtype(precision: str) -> torch.dtype | None:
     for a quantised base of a 16-bit file.
     """
     return _DTYPES[precision]
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that a job could take now: what is free of a CUDA device's, else what the system can give without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
 
 
 def use_threads(threads: int) -> None:

@@ -5,10 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from puna.arch.config import ModelConfig
 from puna.errors import BadData, CheckpointMismatch
+from puna.jobs.fitting import check_fits, device_memory
 from puna.jobs.held_out import first_words, hold_out, judge, windows_to_judge, write_sample
-from puna.jobs.machine import choose_device
+from puna.jobs.machine import available_bytes, choose_device
 from puna.jobs.mixing import MANY_EPOCHS, Mixing, mix
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run, run_training
@@ -48,6 +51,7 @@ __all__ = [
     "dry_run",
     "plan_rows",
     "planned_memory",
+    "planned_settings",
     "train",
     "train_rows",
 ]
@@ -77,11 +81,14 @@ class DryRun:
     tokens, shares, epochs: of each source what there is to train on, its share of what is read, and how often it will
                             be read; epochs are empty where the clock decides.
     padding: of each source the share of its rows that holds nothing.
+    available_bytes, fits: what the device has free now, and whether the plan is within it.
     """
 
     parameters: int
     bytes: Memory
     planned_peak_bytes: int
+    available_bytes: int
+    fits: bool
     tokens: dict[str, int]
     shares: dict[str, float]
     epochs: dict[str, float]
@@ -93,7 +100,9 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    anyway: bool = False,
     device: str = "auto",
+    memory_bytes: int | None = None,
     observers: tuple[Observer, ...] = (),
     tensorboard: bool | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -101,15 +110,18 @@ def train(
     """Train the recipe's model into the run folder `out`; with `resume`, go on from its latest checkpoint.
 
     A finished run is not trained further: its result is made again from its last checkpoint.
-    Args:   tensorboard: whether to write event files for it; None: where it is installed.
-            tell: is given a line for each source before the run begins.
-    Errors: BadData, CheckpointMismatch, DiskFull, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked, UsageError.
+    Args:   anyway: train even where the plan is larger than the memory. memory_bytes: what there is; None: what is free.
+            tensorboard: write event files for it; None: where it is installed. tell: is given a line for each source.
+    Errors: BadData, CheckpointMismatch, DiskFull, DoesNotFit, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked,
+            UsageError.
     """
     out, place, config = Path(out), choose_device(device), recipe.training
+    wanted = planned_settings(config)
+    check_fits(recipe.model, wanted, place, resume=resume, anyway=anyway, memory_bytes=memory_bytes)
     with open_run(out, recipe, resume=resume) as folder:
         training, held_out = _open_data(recipe)
         mixing = _mix(recipe, training)
-        for name, words in plan_rows(_plan(recipe, mixing)):
+        for name, words in plan_rows(_plan(recipe, mixing, place)):
             tell(f"{name}: {words}")
         tokenizer = load_tokenizer(recipe.data[0].path / "tokenizer")
         prompt = first_words(next(iter(held_out.values())), tokenizer, recipe.model.max_seq_len)
@@ -137,10 +149,10 @@ def train(
     return result
 
 
-def dry_run(recipe: TrainRecipe) -> DryRun:
-    """What `train` would do: the plan of its memory, and how often each source would be read."""
+def dry_run(recipe: TrainRecipe, device: str = "auto") -> DryRun:
+    """What `train` would do: the plan of its memory, and how often each source would be read. Writes nothing."""
     training, _ = _open_data(recipe)
-    return _plan(recipe, _mix(recipe, training))
+    return _plan(recipe, _mix(recipe, training), choose_device(device))
 
 
 def plan_rows(plan: DryRun) -> list[tuple[str, str]]:
@@ -156,13 +168,15 @@ def plan_rows(plan: DryRun) -> list[tuple[str, str]]:
     return rows
 
 
-def _plan(recipe: TrainRecipe, mixing: Mixing) -> DryRun:
+def _plan(recipe: TrainRecipe, mixing: Mixing, place: torch.device) -> DryRun:
     visits = [each.epochs for each in mixing.planned(recipe.training) or ()]
-    plan = planned_memory(recipe.model, recipe.training)
+    plan, there = device_memory(recipe.model, planned_settings(recipe.training), place), available_bytes(place)
     return DryRun(
         parameters=parameter_count(recipe.model),
         bytes=plan,
         planned_peak_bytes=plan.total,
+        available_bytes=there,
+        fits=plan.total <= there,
         tokens={name: each.tokens for name, each in zip(mixing.names, mixing.rows, strict=True)},
         shares=dict(zip(mixing.names, mixing.shares(), strict=True)),
         epochs=dict(zip(mixing.names, visits, strict=False)),
@@ -186,7 +200,12 @@ def train_rows(result: TrainResult, lang: str = "en") -> list[tuple[str, str]]:
 
 def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
-    settings = Settings(
+    return peak_memory(config, planned_settings(training), runtime_bytes=PROCESS_BYTES)
+
+
+def planned_settings(training: TrainingConfig) -> Settings:
+    """What the planner is asked about a run."""
+    return Settings(
         method=FullTraining(),
         seq=training.seq,
         batch=min(training.batch, training.micro_batch),
@@ -196,7 +215,6 @@ def planned_memory(config: ModelConfig, training: TrainingConfig) -> Memory:
         autocast=training.precision != "float32",
         accumulates=training.batch > training.micro_batch,
     )
-    return peak_memory(config, settings, runtime_bytes=PROCESS_BYTES)
 
 
 def _build(recipe: TrainRecipe) -> Llama:

@@ -23,10 +23,11 @@ import torch
 
 from puna.errors import Interrupted, PunaError, UsageError
 from puna.files import sha256_file, write_text
-from puna.jobs.machine import use_threads
+from puna.jobs.fitting import check_fits
+from puna.jobs.machine import choose_device, use_threads
 from puna.jobs.recipe import dump_recipe, fill, read_recipe
 from puna.jobs.run_folder import RunFolder
-from puna.jobs.train import dry_run, train
+from puna.jobs.train import dry_run, planned_settings, train
 from puna.jobs.train_recipe import TrainRecipe
 from puna.training.events import StepEvent
 
@@ -58,16 +59,23 @@ class ResumeProof:
 
 
 def verify_resume(
-    recipe: TrainRecipe, out: Path, *, device: str = "auto", tell: Callable[[str], None] = lambda _: None
+    recipe: TrainRecipe,
+    out: Path,
+    *,
+    anyway: bool = False,
+    device: str = "auto",
+    tell: Callable[[str], None] = lambda _: None,
 ) -> ResumeProof:
     """Train the recipe's first steps once through and once killed and resumed, and compare.
 
     Args:   out: where the run itself would go; it is left alone, the trials lie beside it while they last.
+            anyway: even where the plan is larger than the memory.
             tell: is given a line before each trial.
     Errors: those of `train`; UsageError for a budget in seconds, whose schedule follows the clock, or of too few steps.
     """
     steps = min(_STEPS, _budget_steps(recipe))
-    dry_run(recipe)  # what is wrong with the recipe or its data is said here
+    check_fits(recipe.model, planned_settings(recipe.training), choose_device(device), anyway=anyway)
+    dry_run(recipe, device)  # what is wrong with the recipe or its data is said here
     beside = out.absolute().parent
     with tempfile.TemporaryDirectory(prefix=".verify-resume-", dir=beside if beside.is_dir() else None) as folder:
         once, broken = Path(folder) / "once", Path(folder) / "broken"
@@ -136,8 +144,8 @@ def _trial(path: str, out: str, last: str, end: str, device: str, threads: str) 
     use_threads(int(threads))
     try:
         train(
-            fill(TrainRecipe, read_recipe(Path(path))), out, resume=True, device=device, observers=(observe,),
-            tensorboard=False,
+            fill(TrainRecipe, read_recipe(Path(path))), out, resume=True, anyway=True, device=device,
+            observers=(observe,), tensorboard=False,
         )  # fmt: skip
     except Interrupted as error:
         return error.exit_code

@@ -14,11 +14,12 @@ from puna.arch.modules import EMBEDDING
 from puna.planning.compute import training_flops
 from puna.planning.hardware import CARDS, FLOAT32_SHARE, Card, compute_seconds, decode_seconds
 from puna.planning.memory import STREAM_BUFFERS, Memory, bus_bytes_per_step, peak_memory
-from puna.planning.settings import BASES, FullTraining, Inference, LoraTraining, Settings
+from puna.planning.settings import BASES, Base, FullTraining, Inference, LoraTraining, Settings
 
 __all__ = ["Attempt", "CardFit", "Fit", "fit_cards", "fit_memory"]
 
 SHORTEST_SEQ = 256
+_FOLLOW_FROM_BASE = ("autocast", "is_wide")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +65,15 @@ class CardFit:
     seconds_per_million_tokens: float | None
 
 
-def fit_memory(config: ModelConfig, wanted: Settings, memory_bytes: int) -> Fit:
-    """The first settings whose peak is within `memory_bytes`, or the smallest peak there is."""
+def fit_memory(config: ModelConfig, wanted: Settings, memory_bytes: int, *, streams: bool = True) -> Fit:
+    """The first settings whose peak is within `memory_bytes`, or the smallest peak there is.
+
+    Args: streams: whether frozen layers may be streamed from a host's memory, which is none of these bytes.
+    """
     smallest: tuple[Settings, Memory] | None = None
     for batch, seq in _workloads(wanted):
         tried: list[Settings] = []
-        steps = _steps(config, replace(wanted, batch=batch, seq=seq), memory_bytes)
+        steps = _steps(config, replace(wanted, batch=batch, seq=seq), memory_bytes, streams=streams)
         for settings in steps:
             memory = peak_memory(config, settings)
             tried.append(settings)
@@ -79,7 +83,8 @@ def fit_memory(config: ModelConfig, wanted: Settings, memory_bytes: int) -> Fit:
                 smallest = settings, memory
     assert smallest is not None, "there is always the wish itself"
     settings, memory = smallest
-    tried_there = list(_steps(config, replace(wanted, batch=settings.batch, seq=settings.seq), memory_bytes))
+    workload = replace(wanted, batch=settings.batch, seq=settings.seq)
+    tried_there = list(_steps(config, workload, memory_bytes, streams=streams))
     attempts = tuple(_attempt(config, wanted, each, memory_bytes) for each in tried_there)
     return Fit(fits=False, settings=settings, memory=memory, changed=_changes(wanted, settings, config), tried=attempts)
 
@@ -139,17 +144,26 @@ def _attempt(config: ModelConfig, wanted: Settings, settings: Settings, memory_b
     )
 
 
-def _steps(config: ModelConfig, workload: Settings, memory_bytes: int) -> Iterator[Settings]:
+def _steps(config: ModelConfig, workload: Settings, memory_bytes: int, *, streams: bool) -> Iterator[Settings]:
     """What is tried at one batch and length, in order."""
     trains = not isinstance(workload.method, Inference)
     is_full = isinstance(workload.method, FullTraining)
     checkpointing = sorted({workload.checkpointing, trains or workload.checkpointing})
     losses = dict.fromkeys((workload.loss, "chunked")) if trains else (workload.loss,)
     for base in (workload.base,) if is_full else BASES[BASES.index(workload.base) :]:
+        based = _on_base(workload, base)
         for recompute, loss in product(checkpointing, losses):
-            yield replace(workload, base=base, checkpointing=recompute, loss=loss)
-        if isinstance(workload.method, LoraTraining):
-            yield _streamed(config, replace(workload, base=base, checkpointing=True, loss="chunked"), memory_bytes)
+            yield replace(based, checkpointing=recompute, loss=loss)
+        if streams and isinstance(workload.method, LoraTraining):
+            yield _streamed(config, replace(based, checkpointing=True, loss="chunked"), memory_bytes)
+
+
+def _on_base(workload: Settings, base: Base) -> Settings:
+    """The same on a smaller base: its products need no cast, and our own loop's stream stays as wide as it was."""
+    if base == workload.base:
+        return workload
+    is_wide = base in ("int8", "nf4") and workload.own_loop and not workload.autocast
+    return replace(workload, base=base, autocast=False, is_wide=is_wide)
 
 
 def _streamed(config: ModelConfig, resident: Settings, memory_bytes: int) -> Settings:
@@ -178,7 +192,8 @@ def _workloads(wanted: Settings) -> Iterator[tuple[int, int]]:
 
 
 def _changes(wanted: Settings, found: Settings, config: ModelConfig) -> tuple[str, ...]:
-    pairs = {item.name: (getattr(wanted, item.name), getattr(found, item.name)) for item in fields(wanted)}
+    names = [item.name for item in fields(wanted) if item.name not in _FOLLOW_FROM_BASE]
+    pairs = {name: (getattr(wanted, name), getattr(found, name)) for name in names}
     words = {name: f"{name}: {_word(old)} -> {_word(new)}" for name, (old, new) in pairs.items() if old != new}
     if "streamed_layers" in words:
         words["streamed_layers"] = f"streamed layers: {found.streamed_layers} of {config.n_layers}"

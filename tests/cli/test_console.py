@@ -144,3 +144,18 @@ def test_on_a_terminal_one_plan_is_drawn_as_bars_too(monkeypatch: pytest.MonkeyP
 def test_a_dry_run_is_a_table(puna: Puna, made: Any, tmp_path: Any) -> None:
     run = ("train", "--model", "tiny", "--data", made.shards, "--out", tmp_path / "run", "--dry-run")
     assert puna(*run, "--precision", "float32").out.startswith("\tplanned\nparameters\t")
+
+
+def test_so_is_that_of_an_adaptation_which_needs_no_folder(puna: Puna, made: Any) -> None:
+    lines = puna("adapt", made.trained, made.text, "--seq", 32, "--precision", "float32", "--dry-run").out.splitlines()
+    names = ["", "parameters", "trainable parameters", "peak memory", "rows", "epochs", "records"]
+    assert [line.split("\t")[0] for line in lines] == names
+
+
+def test_what_cannot_fit_is_refused_unless_anyway(puna: Puna, made: Any, tmp_path: Any) -> None:
+    huge = ("--precision", "float32", "--batch", 10**7, "--seq", 32, "--out", tmp_path / "run")
+    train = puna("train", "--model", "tiny", "--data", made.shards, *huge)
+    adapt = puna("adapt", made.trained, made.text, *huge)
+    for ending in (train, adapt):
+        ending.failed(1, "planned peak: expected at most", "activations", "hint: ", "micro_batch=", "--anyway")
+    assert not (tmp_path / "run").exists()

@@ -73,6 +73,9 @@ def test_train(puna: Puna, made: Any, tmp_path: Path) -> None:
 
 def test_adapt_and_merge(puna: Puna, made: Any, tmp_path: Path) -> None:
     run = ("adapt", made.trained, made.text, "--out", tmp_path / "run", "--rank", 2, *SMALL)
+    plan = puna(*run, "--dry-run", "--json").json
+    has(plan, "parameters trainable_parameters bytes planned_peak_bytes available_bytes fits records rows epochs")
+    assert not (tmp_path / "run").exists()
     result = puna(*run, "--json").json
     has(result, "trainable_parameters tokens_per_second loss_first loss_last validation_nats peak_bytes")
     has(result, "planned_peak_bytes records adapter")

@@ -38,6 +38,6 @@ def test_what_cannot_be_proven_is_refused(build_recipe, runs: Path, monkeypatch)
     for budget, said in ((TimeBudget(seconds=9), "steps or tokens"), (StepBudget(steps=2), "3 steps or more")):
         with pytest.raises(UsageError, match=said):
             verify_resume(replace(recipe, training=replace(recipe.training, budget=budget)), runs / "a")
-    monkeypatch.setattr(job, "dry_run", lambda _: None)
+    monkeypatch.setattr(job, "dry_run", lambda *_: None)
     with pytest.raises(PunaError, match=r"ended with 1: .*prose"):
         verify_resume(replace(recipe, data=(replace(recipe.data[0], path=runs / "prose"),)), runs / "a")
