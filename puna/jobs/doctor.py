@@ -6,7 +6,6 @@ CPUs they are slower. Results are kept in the user's cache folder, keyed by proc
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 
 from puna.errors import DiskFull, FormatError
 from puna.files import read_json, write_json
+from puna.jobs.measured import cache_folder, processor
 from puna.training.config import Precision
 
 __all__ = ["DoctorResult", "choose_precision", "doctor", "product_flops"]
@@ -89,7 +89,7 @@ def _measure() -> DoctorResult:
     gemm = {name: rates[str(_ROWS)] for name, rates in by_rows.items()}
     return DoctorResult(
         torch=torch.__version__,
-        processor=_processor(),
+        processor=processor(),
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         devices=["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
@@ -132,20 +132,11 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     return best
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags"))][:2]
-    return named[0] if named else platform.processor()
-
-
 def _cache_path() -> Path | None:
     """Where results are kept; None where the user has no home folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        folder = Path(base) if base else Path.home() / ".cache"
-    except RuntimeError:
+    folder = cache_folder()
+    if folder is None:
         return None
-    facts = [_processor(), platform.machine(), torch.__version__, torch.get_num_threads(), torch.cuda.is_available()]
+    facts = [processor(), platform.machine(), torch.__version__, torch.get_num_threads(), torch.cuda.is_available()]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-    return folder / "puna" / f"doctor-{key}.json"
+    return folder / f"doctor-{key}.json"

@@ -9,12 +9,14 @@ from puna.arch.config import ModelConfig
 from puna.arch.modules import match_linears
 from puna.arch.presets import PRESETS, Generation, find_preset
 from puna.errors import UsageError, unknown_name
+from puna.jobs.measured import measured_rates
 from puna.jobs.quantities import parse_bytes
 from puna.planning import counting
 from puna.planning.compute import forward_flops, training_flops
 from puna.planning.fit import Attempt, CardFit, Fit, fit_cards, fit_memory
 from puna.planning.memory import Memory, bus_bytes_per_step, peak_memory
 from puna.planning.settings import Base, FullTraining, Inference, LoraTraining, Loss, Method, Settings
+from puna.planning.speed import step_seconds
 from puna.weights.headers import read_config
 
 __all__ = ["AdapterMethod", "Lora", "PlanFlops", "PlanResult", "PlanSettings", "PlansResult", "Traits", "plan"]
@@ -87,7 +89,8 @@ class PlanResult:
     `embedding_parameters` counts the input table, `head_parameters` the output projection (0 when tied). With a memory
     to fit, `settings`, `bytes` and `flops` are those found, `changed` says what differs from the wanted ones, and where
     `fits` is false they are those of `smallest_bytes`, the smallest memory that would do. Else `fits` is None. `tried`
-    are the steps of that search, `instead` what would fit on a smaller base.
+    are the steps of that search, `instead` what would fit on a smaller base. `seconds_per_step` is of a training step on
+    this processor, where `puna doctor` has measured it.
     """
 
     model: str
@@ -106,6 +109,7 @@ class PlanResult:
     tried: tuple[Attempt, ...]
     instead: tuple[Attempt, ...]
     bus_bytes_per_step: int
+    seconds_per_step: float | None
     settings: PlanSettings
     traits: Traits
     cards: tuple[CardFit, ...] | None
@@ -205,6 +209,7 @@ def _plan_one(
         tried=found.tried,
         instead=found.instead,
         bus_bytes_per_step=bus_bytes_per_step(config, found.settings),
+        seconds_per_step=_seconds(config, found.settings),
         settings=_settings(found.settings, lora),
         traits=_traits(config, generation),
         cards=None if card_settings is None else fit_cards(config, card_settings),
@@ -259,6 +264,11 @@ def _flops(config: ModelConfig, settings: Settings) -> PlanFlops:
         forward_per_token=forward_flops(config, settings.seq).total // settings.seq,
         train_per_token=training_flops(config, trained) // trained.tokens,
     )
+
+
+def _seconds(config: ModelConfig, settings: Settings) -> float | None:
+    rates = None if isinstance(settings.method, Inference) else measured_rates()
+    return None if rates is None else step_seconds(config, settings, rates)
 
 
 def _settings(settings: Settings, lora: Lora) -> PlanSettings:

@@ -131,6 +131,7 @@ _COUNTS: tuple[tuple[str, Show], ...] = (
     ("cache per token", lambda result: f"{result.kv_cache_bytes_per_token:,} B"),
     ("FLOPs per token, forward", lambda result: human_count(result.flops.forward_per_token)),
     ("FLOPs per token, training", lambda result: human_count(result.flops.train_per_token)),
+    ("seconds a step, here", lambda result: human_seconds(result.seconds_per_step) if result.seconds_per_step else ""),
     ("settings", _settings),
 )
 _TERMS = (
