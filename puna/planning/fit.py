@@ -162,8 +162,8 @@ def _on_base(workload: Settings, base: Base) -> Settings:
     """The same on a smaller base: its products need no cast, and our own loop's stream stays as wide as it was."""
     if base == workload.base:
         return workload
-    is_wide = base in ("int8", "nf4") and workload.own_loop and not workload.autocast
-    return replace(workload, base=base, autocast=False, is_wide=is_wide)
+    is_wide = workload.own_loop and workload.product_bytes == 4
+    return replace(workload, base=base, autocast=False, is_wide=is_wide, integer_products=False)
 
 
 def _streamed(config: ModelConfig, resident: Settings, memory_bytes: int) -> Settings:
