@@ -3,10 +3,11 @@
 import os
 import pty
 import re
-import select
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 import pytest
@@ -22,17 +23,30 @@ ROWS = (("parameters", "1,000"), ("[bold]name[/bold]", "[3]"))
 
 
 class Terminal:
-    """The far end of a pseudo-terminal."""
+    """The far end of a pseudo-terminal, read all the while: a full one would stop who writes."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._descriptor, self._data = descriptor, b""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def read(self) -> str:
         """What has been written so far."""
-        data = b""
-        while select.select([self._descriptor], [], [], 0.2)[0]:
-            data += os.read(self._descriptor, 1 << 16)
-        return data.decode()
+        size = -1
+        while size != len(self._data):
+            size = len(self._data)
+            time.sleep(0.2)
+        return self._data.decode()
+
+    def close(self) -> None:
+        """After the near end is closed."""
+        self._thread.join()
+        os.close(self._descriptor)
+
+    def _run(self) -> None:
+        with suppress(OSError):  # the near end was closed
+            while piece := os.read(self._descriptor, 1 << 16):
+                self._data += piece
 
 
 @contextmanager
@@ -45,9 +59,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch, *names: str) -> Iterator[Terminal]
     with monkeypatch.context() as patch:
         for name in names:
             patch.setattr(sys, name, file)
-        yield Terminal(far)
+        screen = Terminal(far)
+        yield screen
     file.close()
-    os.close(far)
+    screen.close()
 
 
 def test_training_draws_a_bar_with_rate_and_time_left(
