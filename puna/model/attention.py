@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from puna.arch.config import ModelConfig
+from puna.model.linears.derived import Derived
 from puna.model.linears.group import project_together
 from puna.model.positions import apply_rope
 
@@ -43,7 +44,12 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.q_dim, config.dim, bias=False)
 
     def forward(
-        self, x_BTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, mask: Tensor | None, cache: KeyValueStore | None
+        self,
+        x_BTD: Tensor | Derived,
+        cos_BTP: Tensor,
+        sin_BTP: Tensor,
+        mask: Tensor | None,
+        cache: KeyValueStore | None,
     ) -> Tensor:
         """Args: mask: (B or 1, 1, T, S), True where visible, or added to the scores; None: causal over x alone."""
         q, k, v = (
@@ -57,7 +63,7 @@ class Attention(nn.Module):
         y_BHTE = F.scaled_dot_product_attention(
             q_BHTE, k_BGTE, v_BGTE, attn_mask=mask, is_causal=is_causal, enable_gqa=True
         )
-        return self.o_proj(y_BHTE.transpose(1, 2).flatten(2))
+        return project_together(y_BHTE.transpose(1, 2).flatten(2), self.o_proj)[0]
 
 
 def attention_mask(

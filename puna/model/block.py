@@ -27,5 +27,5 @@ class Block(nn.Module):
         self, x_BTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, mask: Tensor | None, cache: KeyValueStore | None
     ) -> Tensor:
         """Args: as Attention.forward. Returns: the stream after this layer."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTP, sin_BTP, mask, cache)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm.derived(x_BTD), cos_BTP, sin_BTP, mask, cache)
+        return x_BTD + self.mlp(self.post_attention_layernorm.derived(x_BTD))

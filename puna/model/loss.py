@@ -2,8 +2,8 @@
 
     loss = -(1/N) sum over kept targets of ln softmax(W h_t)[target_t]
 
-Tokens are taken a chunk at a time: logits, log-sum-exp, and at once the gradients of h and W; then the logits are
-dropped. The loss is a sum, so the gradients only need scaling when the backward pass arrives. docs/math.md 1.10.
+Tokens are taken a chunk at a time: logits, which become their own gradient, and at once the gradients of h and W; then
+they are dropped. The loss is a sum, so the gradients only need scaling when the backward pass arrives. docs/math.md 1.10.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from puna.model.linears.kind import AnyLinear
 
 __all__ = ["Nats", "chunked_nats", "token_nats"]
 
 _CHUNK_LOGITS = 1 << 22  # 4 M float32 logits, 16 MiB: larger products leave the cache (docs/findings.md 2)
+_SLICE_LOGITS = 1 << 20  # of a chunk, so many become their gradient at a time: nothing else of its size exists
 _CHUNK_TOKENS = 256  # but at least so many tokens: products of fewer rows are slow, and re-read the head (finding 28)
 
 
@@ -67,24 +69,15 @@ class _ChunkedNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, head: AnyLinear, hidden_ND: Tensor, targets_N: Tensor, *weights: Tensor) -> Tensor:
         ctx.hidden_needs_grad = hidden_ND.requires_grad
-        hidden_gradient = torch.empty_like(hidden_ND) if ctx.hidden_needs_grad else None
+        hidden_gradient = torch.zeros_like(hidden_ND) if ctx.hidden_needs_grad else None
         weight_gradients = [torch.zeros_like(weight) for weight in weights]
-        backward = ctx.hidden_needs_grad or bool(weights)
         total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
         for rows in _chunks(head, len(targets_N)):
             h_CD = hidden_ND[rows].detach().requires_grad_(ctx.hidden_needs_grad)
-            with torch.enable_grad():
-                logits = head(h_CD)
-            nats, dlogits = _nats_and_gradient(logits.detach(), targets_N[rows], backward=backward)
-            total += nats
-            if not backward:
-                continue
-            leaves = (h_CD, *weights) if ctx.hidden_needs_grad else weights
-            parts = list(torch.autograd.grad(logits, leaves, dlogits))
+            gradients = dict(zip(weights, weight_gradients, strict=True))
             if hidden_gradient is not None:
-                hidden_gradient[rows] = parts.pop(0)
-            for gradient, part in zip(weight_gradients, parts, strict=True):
-                gradient += part
+                gradients[h_CD] = hidden_gradient[rows]
+            total += _add_chunk(head, h_CD, targets_N[rows], gradients)
         ctx.save_for_backward(hidden_gradient, *weight_gradients)
         return total
 
@@ -94,17 +87,33 @@ class _ChunkedNats(torch.autograd.Function):
         return None, hidden, None, *weights
 
 
-def _nats_and_gradient(logits_CV: Tensor, targets_C: Tensor, *, backward: bool) -> tuple[Tensor, Tensor]:
-    """Summed nats of a chunk, and softmax - onehot in the logits' dtype; both formed in float32 or wider."""
+def _add_chunk(head: AnyLinear, h_CD: Tensor, targets_C: Tensor, gradients: dict[Tensor, Tensor]) -> Tensor:
+    """Summed nats of a chunk, its gradients added to the sums by leaf; nothing of it outlives the call."""
+    with torch.enable_grad():
+        logits_CV = head(h_CD)
+    edge = get_gradient_edge(logits_CV) if gradients else None  # taken first: the logits are then written over
+    made_CV = logits_CV.detach()
+    size = max(1, _SLICE_LOGITS // head.out_features)
+    slices = zip(made_CV.split(size), targets_C.split(size), strict=True)
+    nats = torch.stack([_nats_and_gradient(*each, backward=bool(gradients)) for each in slices]).sum()
+    if edge is not None:
+        parts = torch.autograd.grad(edge, list(gradients), made_CV)
+        for total, part in zip(gradients.values(), parts, strict=True):
+            total += part
+    return nats
+
+
+def _nats_and_gradient(logits_CV: Tensor, targets_C: Tensor, *, backward: bool) -> Tensor:
+    """Summed nats; the logits become softmax - onehot in place. Both are formed in float32 or wider."""
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
     log_probabilities_CV = torch.log_softmax(logits_CV, dim=-1, dtype=wide)
     target_C1 = targets_C[:, None]
     nats = -log_probabilities_CV.gather(-1, target_C1).sum(dtype=torch.float64)
-    if not backward:
-        return nats, log_probabilities_CV
-    gradient_CV = log_probabilities_CV.exp_()
-    gradient_CV.scatter_add_(-1, target_C1, gradient_CV.new_full((1, 1), -1.0).expand_as(target_C1))
-    return nats, gradient_CV.to(logits_CV.dtype)
+    if backward:
+        gradient_CV = log_probabilities_CV.exp_()
+        gradient_CV.scatter_add_(-1, target_C1, gradient_CV.new_full((1, 1), -1.0).expand_as(target_C1))
+        logits_CV.copy_(gradient_CV)
+    return nats
 
 
 def _chunks(head: AnyLinear, tokens: int) -> Iterator[slice]:

@@ -7,10 +7,13 @@ of torch's operators, which was a third of a training step (docs/findings.md).
 Source: Zhang & Sennrich 2019, arXiv:1910.07467; eps inside the root, as in Llama.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from puna.model.linears.derived import Derived
 
 __all__ = ["RMSNorm"]
 
@@ -27,15 +30,17 @@ class RMSNorm(nn.Module):
         """Args: x_BTD (..., D). Returns: the same shape in x's dtype; cast back before the gain, as Hugging Face does."""
         return _RMSNorm.apply(x_BTD, self.weight, self.eps)
 
+    def derived(self, x_BTD: Tensor) -> Derived:
+        """The same for products that read it: they need not keep it."""
+        return Derived(self(x_BTD), (x_BTD, self.weight), partial(_formed_again, eps=self.eps))
+
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
-        wide = _widen(x)
-        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        rho = mean_square.add_(eps).rsqrt_()
+        y, rho = _normalise(x, gain_D, eps)
         ctx.save_for_backward(x, gain_D, rho)
-        return (wide * rho).to(x.dtype).mul_(gain_D)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -46,6 +51,18 @@ class _RMSNorm(torch.autograd.Function):
         mean_x_u = dy_x_ND.mv(gain).view_as(rho) / x.shape[-1]
         dx = (dy * gain).mul_(rho).addcmul_(wide, rho.pow(3).mul_(mean_x_u), value=-1)
         return dx.to(x.dtype), dgain_D.to(gain_D.dtype), None
+
+
+def _normalise(x: Tensor, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The output, and 1 / rms in float32 or wider."""
+    wide = _widen(x)
+    mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    rho = mean_square.add_(eps).rsqrt_()
+    return (wide * rho).to(x.dtype).mul_(gain_D), rho
+
+
+def _formed_again(x: Tensor, gain_D: Tensor, *, eps: float) -> Tensor:
+    return _normalise(x, gain_D, eps)[0]
 
 
 def _widen(x: Tensor) -> Tensor:

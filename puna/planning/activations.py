@@ -22,23 +22,24 @@ def layer_bytes(config: ModelConfig, settings: Settings) -> int:
 def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]:
     """Bytes per token that one layer keeps from forward to backward, by tensor (math.md's `a` is their sum).
 
-    A Linear keeps its input only if it is trained or has an adapter; a frozen one needs its weight alone.
+    A Linear keeps its input only if it is trained or has an adapter; a frozen one needs its weight alone. This project's own
+    nodes form a norm's output and the gated product again.
     """
     s, c, d, f = settings.compute_bytes, settings.product_bytes, config.dim, config.ffn_dim
     q, kv = config.q_dim, config.kv_dim
     parts = {
         "norm_inputs": s * 2 * d,
-        "attention_input": c * d * _copies_of_input(settings, "q_proj"),
+        "attention_input": c * d * _copies_of_derived_input(settings, "q_proj"),
         "queries": c * q,
         "keys": c * kv,
         "values": c * kv,
         "log_sum_exp": 4 * config.n_heads,
         "attention_output": c * q,
-        "feed_forward_input": c * d * _copies_of_input(settings, "gate_proj"),
+        "feed_forward_input": c * d * _copies_of_derived_input(settings, "gate_proj"),
         "gate": c * f,
         "up": c * f,
         "activated_gate": c * f,
-        "product": c * f * _copies_of_input(settings, "down_proj"),
+        "product": c * f * _copies_of_derived_input(settings, "down_proj"),
     }
     if isinstance(settings.method, LoraTraining):
         targets = _targets(settings.method)
@@ -52,8 +53,8 @@ def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]
 def weight_copies(config: ModelConfig, settings: Settings) -> int:
     """16-bit copies of a layer's weights that its products keep for the way back, in this project's own layers.
 
-    Of a frozen or lone float32 Linear under autocast the whole weight; what multiplies as a node of ours is cast again
-    instead: members of a group that trains together, an adapter beside a dense base. Of any other adapter its factors.
+    Of a Linear in a group that an adapter splits, and of an adapted one, the whole weight under autocast; what multiplies as
+    a node of ours is cast again instead: all other groups, an adapter beside a dense base. Of any other adapter its factors.
     """
     if not settings.is_own or settings.product_bytes == 4:
         return 0
@@ -64,19 +65,22 @@ def weight_copies(config: ModelConfig, settings: Settings) -> int:
         factors = layers // config.n_layers * (2 if method.starts else 1)
         if _multiplies_as_node(settings):
             factors, in_nodes = 0, targets
-    copied = [name for name in LINEARS if len(shares_input(name)) == 1 or targets & set(shares_input(name))]
+    copied = [name for name in LINEARS if targets & set(shares_input(name))]
     weights = sum(prod(shapes[name]) for name in copied if name not in in_nodes) if settings.autocast else 0
     return 2 * (weights + factors)
 
 
-def _copies_of_input(settings: Settings, name: str) -> int:
-    """How often the input that `name` shares is kept: under autocast every node and every other adapter casts its own."""
+def _copies_of_derived_input(settings: Settings, name: str) -> int:
+    """How often the input that `name` shares is kept: not at all by one node of ours (model/linears/derived.py); else under
+    autocast every adapter casts its own.
+    """
     if not isinstance(method := settings.method, LoraTraining):
-        return 1
+        return 0 if settings.is_own else 1
     group = set(shares_input(name))
     adapted = len(group & set(method.targets))
-    is_one = _multiplies_as_node(settings) and not method.magnitudes and adapted == len(group)
-    return adapted if settings.autocast and not is_one else min(1, adapted)
+    if settings.is_own and _multiplies_as_node(settings) and not method.magnitudes and adapted == len(group):
+        return 0
+    return adapted if settings.autocast else min(1, adapted)
 
 
 def _multiplies_as_node(settings: Settings) -> bool:

@@ -1,6 +1,7 @@
 """The two phases of this project's own training loop that never coincide: the loss, and one layer on its way back.
 
-    loss   chunk V (logits, log-softmax, their gradient) + copies of the head's weight and gradient + the last norm's
+    loss   chunk V (logits, which become their gradient) + a slice's log-softmax, or a gradient of the head in passing
+           + copies of the head's weight and gradient + the last norm's
     block  recomputed + the stream's gradient + max(gradients in flight + a weight made dense, what an int8 product or a
            DoRA makes on the way forward), or what the last norm makes in float32
 
@@ -11,6 +12,7 @@ from math import prod
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import linear_shapes
+from puna.planning.activations import layer_activations
 from puna.planning.settings import FullTraining, LoraTraining, Settings
 
 __all__ = ["LOSS_CHUNK_LEAST_TOKENS", "LOSS_CHUNK_LOGITS", "own_block_phase", "own_loss_phase"]
@@ -21,27 +23,24 @@ LOSS_CHUNK_LOGITS = 1 << 22
 LOSS_CHUNK_LEAST_TOKENS = 256
 """The fewest tokens of such a chunk."""
 
+_LOSS_SLICE_LOGITS = 1 << 20  # of a chunk, so many become their gradient at a time
 _SLICE_NUMBERS, _SLICE_BYTES = 1 << 20, 16  # an NF4 weight is made dense so many at a time, at so many bytes each
 
 
 def own_loss_phase(config: ModelConfig, settings: Settings) -> int:
-    """Bytes of the loss beside the kept tensors and the head's own gradient.
-
-    From the second chunk on, the one before still holds the gradients of its logits and of the head.
-    """
+    """Bytes of the loss beside the kept tensors and the head's own gradient."""
     tokens, vocabulary, c = settings.tokens, config.vocab_size, settings.product_bytes
     head = vocabulary * config.dim
     if settings.loss == "chunked":
         tokens = min(tokens, max(LOSS_CHUNK_LEAST_TOKENS, LOSS_CHUNK_LOGITS // vocabulary))
-    old = 1 if tokens < settings.tokens else 0
     part = 4 * head if isinstance(settings.method, FullTraining) and settings.loss == "chunked" else 0
-    softmax = c + 4 + (4 if c == 2 else 0)  # the logit, its log-softmax, and of 16 bits a float32 copy
-    first = tokens * vocabulary * (softmax + old * c) + old * part
-    second = tokens * vocabulary * 2 * c + (1 + old) * part
+    slice_logits = min(tokens * vocabulary, max(vocabulary, _LOSS_SLICE_LOGITS))
+    softmax = slice_logits * (4 if c == 4 else 8)  # its log-softmax, and of 16 bits a float32 copy
+    chunk = tokens * vocabulary * c + max(softmax, part)
     hidden = settings.compute_bytes * config.dim * settings.tokens
     norm = hidden * (2 if isinstance(settings.method, FullTraining) else 1) + 4 * settings.tokens
     copy = 2 * head if settings.autocast else 4 * head if settings.mapped and settings.is_wide else 0
-    return max(first, second) + copy + norm + 2 * hidden
+    return chunk + copy + norm + 2 * hidden
 
 
 def own_block_phase(config: ModelConfig, settings: Settings, recomputed: int) -> int:
@@ -50,7 +49,8 @@ def own_block_phase(config: ModelConfig, settings: Settings, recomputed: int) ->
     stream = 2 * settings.compute_bytes * config.dim * tokens  # the stream's gradient, and a branch's
     if recomputed:
         stream -= settings.compute_bytes * config.dim * tokens  # its input is among the kept ones
-    in_flight = 2 * c * config.ffn_dim * tokens
+    product = layer_activations(config, settings)["product"]  # gone before the gradients of its factors are there
+    in_flight = (3 * c * config.ffn_dim - product) * tokens
     largest = max(prod(shape) for shape in linear_shapes(config).values())
     return max(
         recomputed + stream + in_flight + _dense_weight(settings, largest),

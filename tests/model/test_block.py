@@ -32,6 +32,18 @@ def test_each_half_reads_its_own_norm_and_adds_to_the_stream(tiny: Llama) -> Non
     assert (y - x).abs().mean() > 0.1
 
 
+def test_norms_formed_again_on_the_way_back_give_the_gradients_of_norms_that_are_kept(tiny: Llama) -> None:
+    block, x = tiny.layers[1], stream(tiny)
+    for norm in (block.input_layernorm, block.post_attention_layernorm):
+        nn.init.uniform_(norm.weight, 0.5, 2.0, generator=torch.Generator().manual_seed(4))
+    u = x + block.self_attn(block.input_layernorm(x), *angles(tiny, 7), None, None)
+    kept = u + block.mlp(block.post_attention_layernorm(u))
+    formed_again = block(x, *angles(tiny, 7), None, None)
+    gradients = (torch.autograd.grad(y.square().sum(), list(block.parameters())) for y in (formed_again, kept))
+    for got, expected in zip(*gradients, strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_without_its_attention_a_block_treats_every_token_alone(tiny: Llama) -> None:
     block, x = tiny.layers[0], stream(tiny)
     nn.init.zeros_(block.self_attn.o_proj.weight)

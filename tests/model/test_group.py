@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.model.linears.adapter import LoraOverride, LoraSettings
+from puna.model.linears.derived import Derived
 from puna.model.linears.group import project_together
 from puna.model.linears.lora import LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
@@ -78,3 +79,23 @@ def test_an_input_that_needs_no_gradient_gets_none_and_the_factors_do() -> None:
     loras = adapters()
     sum(y.sum() for y in project_together(inputs(), *loras)).backward()
     assert all(factor.grad is not None for lora in loras for factor in (lora.A, lora.B))
+
+
+def test_what_an_input_is_formed_of_is_kept_in_its_place_and_gives_the_same_gradients() -> None:
+    for linears in (three(), adapters()):
+        x, trained = (
+            inputs().requires_grad_(),
+            [w for linear in linears for w in linear.parameters() if w.requires_grad],
+        )
+        found, kept = [], []
+        for source in (x.sin(), Derived(x.sin(), (x,), torch.sin)):
+            places = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, p=places: p.append(t.data_ptr()) or t, lambda t: t):
+                outputs = project_together(source, *linears)
+            found.append(torch.autograd.grad(sum(y.square().sum() for y in outputs), [x, *trained]))
+            kept.append(
+                source.data_ptr() in places if isinstance(source, Tensor) else source.value.data_ptr() in places
+            )
+        assert kept == [True, False]
+        for got, expected in zip(*found, strict=True):
+            assert torch.equal(got, expected)

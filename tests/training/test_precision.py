@@ -23,8 +23,7 @@ def types_seen(model, precision: str) -> dict[str, set[torch.dtype]]:
     for block in model.layers:
         block.register_forward_hook(lambda _, args, out: note("stream", args[0], out))
         block.self_attn.register_forward_hook(lambda _, args, out: note("product", out))
-        block.mlp.down_proj.register_forward_hook(lambda _, args, out: note("product", args[0], out))
-        block.self_attn.o_proj.register_forward_hook(lambda _, args, out: note("product", args[0]))
+        block.mlp.register_forward_hook(lambda _, args, out: note("product", out))
         for norm in (block.input_layernorm, block.post_attention_layernorm):
             norm.register_forward_hook(lambda _, args, out: note("norm", args[0], out))
     model.lm_head.register_forward_hook(lambda _, args, out: note("logits", out))

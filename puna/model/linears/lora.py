@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from puna.model.linears.adapter import LoraSettings, merged_weight, starting_factors
+from puna.model.linears.derived import Derived, derived
 from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight, product_type
 
 __all__ = ["DoraLinear", "LoraEmbedding", "LoraLinear", "adapted_products", "lora_linear"]
@@ -69,15 +70,16 @@ class LoraLinear(LinearKind):
         return None if self.A0 is None or self.B0 is None else (self.A0, self.B0)
 
 
-def adapted_products(x: Tensor, *loras: LoraLinear) -> tuple[Tensor, ...]:
+def adapted_products(x: Tensor | Derived, *loras: LoraLinear) -> tuple[Tensor, ...]:
     """The output of each plain LoRA for the same input, as one node of the graph; a DoRA's before its scaling.
 
     The factors A multiply as one; every sum is formed inside a product: of y, of the input's gradient.
     """
     weights = [lora.base.weight for lora in loras if isinstance(lora.base, nn.Linear)]
     assert len(weights) == len(loras)
-    scales = tuple(lora.scale for lora in loras)
-    return _AdaptedProducts.apply(x, scales, *weights, *(lora.A for lora in loras), *(lora.B for lora in loras))
+    source, scales = derived(x), tuple(lora.scale for lora in loras)
+    factors = (*(lora.A for lora in loras), *(lora.B for lora in loras))
+    return _AdaptedProducts.apply(source.value, source, scales, *weights, *factors)
 
 
 class _AdaptedProducts(torch.autograd.Function):
@@ -86,7 +88,9 @@ class _AdaptedProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, source: Derived, scales: tuple[float, ...], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         count, dtype = len(scales), product_type(x)
         weights, As, Bs = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
         x_ND = x.flatten(0, -2).to(dtype)
@@ -96,28 +100,31 @@ class _AdaptedProducts(torch.autograd.Function):
         for middle, weight, B in zip(middles, weights, Bs, strict=True):
             y_No = x_ND @ weight.to(dtype).T
             outputs.append(torch.addmm(y_No, middle, B.to(dtype).T, out=y_No).unflatten(0, x.shape[:-1]))
-        ctx.save_for_backward(x_ND, *middles, *tensors)
-        ctx.scales, ctx.x_shape, ctx.x_dtype = scales, x.shape, x.dtype
+        ctx.save_for_backward(*middles, *tensors, *(source.sources or (x_ND,)))
+        ctx.form, ctx.scales, ctx.x_shape, ctx.x_dtype = source.form, scales, x.shape, x.dtype
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         count = len(ctx.scales)
-        x_ND, *rest = ctx.saved_tensors
-        middles, weights, As, Bs = (rest[start : start + count] for start in range(0, 4 * count, count))
+        saved = ctx.saved_tensors
+        middles, weights, As, Bs = (saved[start : start + count] for start in range(0, 4 * count, count))
+        kept = saved[4 * count :]
         dys = [dy.flatten(0, -2) for dy in upstream]
         parts = [(dy @ B.to(dy.dtype)) * scale for dy, B, scale in zip(dys, Bs, ctx.scales, strict=True)]
         dmiddle = torch.cat(parts, dim=1)
+        x_ND = ctx.form(*kept).flatten(0, -2).to(dmiddle.dtype)
+        dAs = (dmiddle.T @ x_ND).split([len(A) for A in As])
+        del x_ND  # dx takes its place
         dx_ND = None
         if ctx.needs_input_grad[0]:
             dx_ND = dmiddle @ torch.cat([A.to(dmiddle.dtype) for A in As])
             for dy, weight in zip(dys, weights, strict=True):
                 torch.addmm(dx_ND, dy, weight.to(dy.dtype), out=dx_ND)
             dx_ND = dx_ND.view(ctx.x_shape).to(ctx.x_dtype)
-        dAs = (dmiddle.T @ x_ND).split([len(A) for A in As])
         dBs = (dy.T @ middle for dy, middle in zip(dys, middles, strict=True))
         factors = zip((*dAs, *dBs), (*As, *Bs), strict=True)
-        return dx_ND, None, *(None,) * count, *(gradient.to(factor.dtype) for gradient, factor in factors)
+        return dx_ND, None, None, *(None,) * count, *(gradient.to(factor.dtype) for gradient, factor in factors)
 
 
 class DoraLinear(LoraLinear):
