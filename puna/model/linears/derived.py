@@ -3,7 +3,7 @@
     dW = dy^T x:   x = norm(h) is formed of h and the gain,   x = silu(g) u of g and u
 
 Those are kept anyway, by the node that made x. The same function forms x both times, so gradients are the same to the bit.
-Source: Chen et al. 2016, arXiv:1604.06174, for cheap functions alone. Figures: docs/findings.md 29.
+Source: Chen et al. 2016, arXiv:1604.06174, for cheap functions alone. Figures: docs/findings.md 30.
 """
 
 from collections.abc import Callable
