@@ -1,47 +1,87 @@
-"""Low-rank weights: the best W' = U V of rank r, by plain truncated SVD or for the inputs that W really reads.
+"""Low-rank weights: the best W' = U V of rank r, for the inputs that W really reads and for what the loss feels of it.
 
-    svd:       min |W - W'|       W = P S Q^T;  U = P_r S_r^1/2, V = S_r^1/2 Q_r^T;     loss = sum_{i>r} s_i^2
-    whitened:  min |(W - W') X|   W G W^T = P L P^T with G = X X^T;  U = P_r, V = P_r^T W;  loss = sum_{i>r} l_i
+    svd:        min |W - W'|                    W = P S Q^T;  U = P_r S_r^1/2, V = S_r^1/2 Q_r^T
+    whitened:   min |(W - W') X|                G = X X^T
+    two-sided:  min |H^1/2 (W - W') G^1/2|      H = sum g g^T, g = d loss / d y  (K-FAC)
 
-`whitened` is SVD-LLM's optimum in the form of a PCA of the outputs: no inverse and no root of G, so a singular G is
-no special case. A tall W = Q R is treated as R, the outputs then being rotated back by Q: no matrix is wider than
-min(d_out, d_in). One decomposition serves every rank.
-Sources: Eckart & Young 1936; Wang et al. 2024, arXiv:2403.07378; Swift-SVD, arXiv:2604.01609; docs/compression.md 1.
+The last two are one PCA of the outputs: H^1/2 W G W^T H^1/2 = P L P^T;  U = H^-1/2 P_r, V = P_r^T H^1/2 W, with H = I
+for `whitened`. No root and no inverse of G: a singular one is no special case. A tall W = Q R is treated as R under
+Q^T H Q, the outputs then being rotated back by Q: no matrix is wider than min(d_out, d_in). The loss is the sum of the
+dropped eigenvalues (squared singular values), so one decomposition serves every rank.
+Sources: Eckart & Young 1936; Wang et al. 2024, arXiv:2403.07378; Swift-SVD, arXiv:2604.01609; OBD-LLM, arXiv:2604.00821;
+docs/compression.md 1.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from puna.compression.allocation import linear_bytes
+from puna.compression.groups import linear_groups
+from puna.errors import UsageError
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
-from puna.model.surgery import named_linears, replace_linear
+from puna.model.surgery import get_linear, named_linears, replace_linear
 
-__all__ = ["CompressionReport", "Spectrum", "compress_low_rank", "decompose", "decompose_linears"]
+__all__ = [
+    "CompressionReport",
+    "Damping",
+    "Spectrum",
+    "compress_low_rank",
+    "decompose",
+    "decompose_group",
+    "decompose_groups",
+    "decompose_linears",
+]
+
+_FLOOR = 1e-12  # of the largest eigenvalue: what an output direction without any gradient counts at least
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damping:
+    """What is added to each Gram's diagonal, as a share of its mean eigenvalue: calibration text is only a sample."""
+
+    inputs: float
+    gradients: float
+
+    def __post_init__(self) -> None:
+        for name, share in (("inputs", self.inputs), ("gradients", self.gradients)):
+            if not 0 <= share < float("inf"):
+                raise UsageError(f"damping.{name}: expected at least 0, got {share}", "0.1 and 0.3 are common")
+
+
+_WHITENED = Damping(inputs=0.0, gradients=0.0)
+_TWO_SIDED = Damping(inputs=0.1, gradients=0.3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spectrum:
-    """One matrix as a sum of min(d_out, d_in) rank-1 components, the most valuable first; float64.
+    """One matrix as a sum of K = min(d_out, d_in) rank-1 components, the most valuable first; float64.
 
     left_oK, right_Ki: W = left right; component i is left[:, i] right[i].
-    energy_K:          what leaving out component i costs, in the units of its method's loss.
+    energy_K:          what leaving out component i costs, in the units of its method's (damped) loss.
+    rows:              the output rows of each member where W is a stack of several.
     """
 
     left_oK: Tensor
     right_Ki: Tensor
     energy_K: Tensor
+    rows: tuple[int, ...]
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """U (d_out, rank) and V (rank, d_in), views in float64."""
         return self.left_oK[:, :rank], self.right_Ki[:rank]
 
+    def member_factors(self, rank: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """U_i (d_out_i, rank) of each member, and the V (rank, d_in) that they share; views in float64."""
+        U_oR, V_Ri = self.factors(rank)
+        return U_oR.split(self.rows), V_Ri
+
     def loss(self, rank: int) -> float:
-        """The exact loss of `factors(rank)`: |W - W'|^2, or |(W - W') X|^2 where whitened."""
+        """The exact loss of `factors(rank)`, in its method's own metric, squared."""
         return float(self.energy_K[rank:].flip(0).sum())  # smallest first keeps the digits
 
 
@@ -55,26 +95,72 @@ class CompressionReport:
 
 
 @torch.no_grad()
-def decompose(weight_oi: Tensor, gram_ii: Tensor | None = None) -> Spectrum:
+def decompose(
+    weight_oi: Tensor,
+    gram_ii: Tensor | None = None,
+    gradient_gram_oo: Tensor | None = None,
+    damping: Damping | None = None,
+) -> Spectrum:
     """Decompose a weight once for every rank, in float64.
 
-    Args: gram_ii: X X^T of the weight's inputs X (d_in, tokens): whitened; None: plain SVD.
+    Args: gram_ii: X X^T of the weight's inputs X (d_in, tokens): whitened. gradient_gram_oo: sum of g g^T of its
+          outputs: two-sided. Neither: plain SVD. damping: of the Grams that are given; None: none for whitened, 0.1
+          and 0.3 for two-sided.
     """
     weight = weight_oi.double()
-    if gram_ii is None:
+    if gram_ii is None and gradient_gram_oo is None:
         P_oK, s_K, Qt_Ki = torch.linalg.svd(weight, full_matrices=False)
         root_K = s_K.sqrt()
-        return Spectrum(left_oK=P_oK * root_K, right_Ki=root_K[:, None] * Qt_Ki, energy_K=s_K.square())
+        return _spectrum(P_oK * root_K, root_K[:, None] * Qt_Ki, s_K.square())
+    if damping is None:
+        damping = _WHITENED if gradient_gram_oo is None else _TWO_SIDED
     Q_oK, R_Ki = torch.linalg.qr(weight)
-    energy_K, P_KK = torch.linalg.eigh(R_Ki @ gram_ii @ R_Ki.T)
-    P_KK = P_KK.flip(1)
-    return Spectrum(left_oK=Q_oK @ P_KK, right_Ki=P_KK.T @ R_Ki, energy_K=energy_K.flip(0).clamp_min(0))
+    S_KK = R_Ki @ R_Ki.T if gram_ii is None else _damped_outputs(R_Ki, gram_ii.double(), damping.inputs)
+    if gradient_gram_oo is None:
+        energy_K, P_KK = _eigenpairs(S_KK)
+        return _spectrum(Q_oK @ P_KK, P_KK.T @ R_Ki, energy_K)
+    gradient_oo = gradient_gram_oo.double()
+    extra = damping.gradients * float(gradient_oo.diagonal().mean())
+    root_KK, inverse_KK = _roots(_plus_diagonal(Q_oK.T @ gradient_oo @ Q_oK, extra))
+    energy_K, P_KK = _eigenpairs(root_KK @ S_KK @ root_KK)
+    return _spectrum(Q_oK @ (inverse_KK @ P_KK), P_KK.T @ root_KK @ R_Ki, energy_K)
 
 
-def decompose_linears(model: Llama, grams: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Spectrum]]:
+def decompose_group(
+    weights_oi: Sequence[Tensor],
+    gram_ii: Tensor | None = None,
+    gradient_gram_oo: Tensor | None = None,
+    damping: Damping | None = None,
+) -> Spectrum:
+    """Decompose Linears that read one input as one stacked matrix, for factors that share V.
+
+    Args: gradient_gram_oo: of the stacked output: with members' own ones alone the largest would outweigh the rest.
+    """
+    spectrum = decompose(torch.cat(tuple(weights_oi)), gram_ii, gradient_gram_oo, damping)
+    return replace(spectrum, rows=tuple(len(weight) for weight in weights_oi))
+
+
+def decompose_linears(
+    model: Llama,
+    grams: Mapping[str, Tensor] | None = None,
+    gradients: Mapping[str, Tensor] | None = None,
+    damping: Damping | None = None,
+) -> Iterator[tuple[str, Spectrum]]:
     """(path, Spectrum) of every block Linear, one at a time; kept in a dict they serve any number of sizes."""
     for path, linear in named_linears(model):
-        yield path, decompose(dense_weight(linear), None if grams is None else grams[path])
+        yield path, decompose(dense_weight(linear), _of(grams, path), _of(gradients, path), damping)
+
+
+def decompose_groups(
+    model: Llama,
+    grams: Mapping[str, Tensor] | None = None,
+    gradients: Mapping[str, Tensor] | None = None,
+    damping: Damping | None = None,
+) -> Iterator[tuple[str, Spectrum]]:
+    """(name, Spectrum) of every group of block Linears that read one input, one at a time; names as `linear_groups`."""
+    for name, paths in linear_groups(model.config).items():
+        weights = [dense_weight(get_linear(model, path)) for path in paths]
+        yield name, decompose_group(weights, _of(grams, paths[0]), _of(gradients, name), damping)
 
 
 def compress_low_rank(
@@ -96,3 +182,35 @@ def compress_low_rank(
 def _stored(factor: Tensor, like: Tensor) -> Tensor:
     """A factor cut loose from its spectrum, row-major, in the model's dtype and on its device."""
     return factor.to(like, copy=True, memory_format=torch.contiguous_format)
+
+
+def _of(statistics: Mapping[str, Tensor] | None, name: str) -> Tensor | None:
+    return None if statistics is None else statistics[name]
+
+
+def _spectrum(left_oK: Tensor, right_Ki: Tensor, energy_K: Tensor) -> Spectrum:
+    return Spectrum(left_oK=left_oK, right_Ki=right_Ki, energy_K=energy_K, rows=(len(left_oK),))
+
+
+def _damped_outputs(R_Ki: Tensor, gram_ii: Tensor, share: float) -> Tensor:
+    """R (G + eps I) R^T, the Gram of the outputs, without a second G."""
+    outputs_KK = R_Ki @ gram_ii @ R_Ki.T
+    return outputs_KK if share == 0 else outputs_KK + share * gram_ii.diagonal().mean() * (R_Ki @ R_Ki.T)
+
+
+def _plus_diagonal(matrix: Tensor, extra: float) -> Tensor:
+    return matrix + extra * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
+def _eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, not below zero, and eigenvectors as columns, the largest first."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
+def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """M^1/2 and M^-1/2 of a Gram; where M is all zero nothing is known of the outputs, and both are I."""
+    values, vectors = torch.linalg.eigh(matrix)
+    largest = values.max()
+    values = torch.where(largest > 0, values.clamp_min(_FLOOR * largest), torch.ones_like(values))
+    return (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
