@@ -101,12 +101,12 @@ class LayerStream:
         self._on_way_back = index if is_formed_again else None
         self._fetch(index, index - 1 if is_formed_again else index + 1)
         for weight in self._layers[index]:
-            setattr(weight.module, weight.name, weight.shell)
+            weight.hang(weight.shell)
         try:
             yield
         finally:
             for weight in self._layers[index]:
-                setattr(weight.module, weight.name, weight.host)
+                weight.hang(weight.host)
 
     def go_back(self, index: int, _: Tensor) -> None:
         """The gradient of a layer's output is here: the layer's own way back begins."""
@@ -157,12 +157,17 @@ class LayerStream:
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """A frozen tensor of a Linear: where it hangs, the host's, and the device's, whose storage is empty most of the time."""
+    """A frozen tensor of Linears: where it hangs, the host's, and the device's, whose storage is empty most of the time."""
 
-    module: nn.Module
+    modules: list[nn.Module]  # more than one of a factor that Linears share
     name: str
     host: Tensor
     shell: Tensor
+
+    def hang(self, tensor: Tensor) -> None:
+        """Have its Linears use another one."""
+        for module in self.modules:
+            setattr(module, self.name, tensor)
 
 
 class _StreamedBlock(Block):
@@ -207,18 +212,21 @@ def _product(linear: nn.Linear | LowRankLinear, x: Tensor) -> Tensor:
 
 def _layer(model: Llama, index: int, device: torch.device, *, pinned: bool) -> list[_Weight]:
     """A layer's frozen tensors, now in host memory, with empty places for them on the device."""
-    weights = []
+    weights: dict[Tensor, _Weight] = {}
     for linear_name in LINEARS:
         linear = get_linear(model, linear_path(index, linear_name))
         base = linear.base if isinstance(linear, LoraLinear) else linear
         if isinstance(base, nn.Linear | LowRankLinear):
             object.__setattr__(base, "forward", partial(_product, base))
         for name, tensor in (*base.named_parameters(), *base.named_buffers()):
+            if tensor in weights:
+                weights[tensor].modules.append(base)
+                continue
             host = _in_host(tensor, pinned=pinned)
             shell = torch.empty(host.shape, dtype=host.dtype, device=device)
             shell.untyped_storage().resize_(0)
-            weights.append(_Weight(base, name, host, _like(tensor, shell)))
-    return weights
+            weights[tensor] = _Weight([base], name, host, _like(tensor, shell))
+    return list(weights.values())
 
 
 def _in_host(tensor: Tensor, *, pinned: bool) -> Tensor:
@@ -236,14 +244,14 @@ def _like(tensor: Tensor, other: Tensor) -> Tensor:
 def _move_others(model: Llama, device: torch.device, left: list[_Weight], table: Tensor | None) -> None:
     """Move all but the streamed weights, which are out of the model meanwhile."""
     for weight in left:
-        setattr(weight.module, weight.name, _like(weight.host, torch.empty(0, dtype=weight.host.dtype)))
+        weight.hang(_like(weight.host, torch.empty(0, dtype=weight.host.dtype)))
     if table is not None:
         _table(model).weight = nn.Parameter(torch.empty(0, dtype=table.dtype), requires_grad=False)
     try:
         model.to(device)
     finally:
         for weight in left:
-            setattr(weight.module, weight.name, weight.host)
+            weight.hang(weight.host)
         if isinstance(table, nn.Parameter):
             _table(model).weight = table
 

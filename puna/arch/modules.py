@@ -1,6 +1,6 @@
 """The Linears of a Llama by name, path, shape and group."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from puna.arch.config import ModelConfig
 from puna.errors import unknown_name
@@ -17,6 +17,7 @@ __all__ = [
     "match_linears",
     "match_targets",
     "parameter_count",
+    "read_one_input",
     "shares_input",
     "target_paths",
 ]
@@ -90,6 +91,13 @@ def parameter_count(config: ModelConfig) -> int:
 def shares_input(name: str) -> tuple[str, ...]:
     """The Linears that read the same input as `name`, itself included."""
     return _SHARED_INPUT.get(name, (name,))
+
+
+def read_one_input(paths: Sequence[str]) -> bool:
+    """Whether these are two or more Linears of one layer that read the same input, in model order."""
+    parents = {path.rpartition(".")[0] for path in paths}
+    names = [path.rpartition(".")[2] for path in paths]
+    return len(parents) == 1 < len(paths) and names == [name for name in shares_input(names[0]) if name in names]
 
 
 def _match(text: str, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,14 +1,15 @@
 """Select Linears by path and replace them: the one way in which LoRA, low rank, int8 and NF4 enter a model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
-from puna.arch.modules import LINEARS, linear_paths
+from puna.arch.modules import LINEARS, linear_paths, read_one_input
+from puna.model.linears.fused import fused_linears
 from puna.model.linears.kind import AnyLinear, LinearKind
 from puna.model.llama import Llama
 
-__all__ = ["get_linear", "named_linears", "replace_linear", "replace_linears"]
+__all__ = ["get_linear", "named_linears", "replace_group", "replace_linear", "replace_linears"]
 
 
 def get_linear(model: Llama, path: str) -> AnyLinear:
@@ -30,6 +31,13 @@ def replace_linear(model: Llama, path: str, new: AnyLinear) -> None:
     assert (old.in_features, old.out_features) == (new.in_features, new.out_features), path
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, new)
+
+
+def replace_group(model: Llama, Us_oR: Mapping[str, Tensor], V_Ri: Tensor) -> None:
+    """Put low-rank Linears that share V where the paths point. Args: Us_oR: by path, of one input, in model order."""
+    assert read_one_input(tuple(Us_oR)), tuple(Us_oR)
+    for path, linear in zip(Us_oR, fused_linears(Us_oR.values(), V_Ri), strict=True):
+        replace_linear(model, path, linear)
 
 
 def replace_linears(model: Llama, names: tuple[str, ...], build: Callable[[str, AnyLinear], AnyLinear]) -> None:

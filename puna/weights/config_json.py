@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from puna.arch.config import ModelConfig
+from puna.arch.modules import read_one_input
 from puna.arch.rope_scaling import NoScaling
 from puna.errors import FormatError, UsageError
 from puna.weights.checkpoint import CheckpointConfig
-from puna.weights.names import Int8Entry, LinearEntry, LowRankEntry
+from puna.weights.names import FusedEntry, Int8Entry, LinearEntry, LowRankEntry
 from puna.weights.rope_json import read_rope_scaling, read_rope_theta, rope_to_json
 from puna.weights.strict_json import JsonObject
 
@@ -195,13 +196,20 @@ def _read_puna_section(record: JsonObject, kind: str) -> tuple[LinearEntry, ...]
         variant.only("kind")
         variant.one_of("kind", (known,), expected=known)
     entries = [_read_entry(section.nested("linears", value)) for value in section.items("linears")]
-    if len({entry.path for entry in entries}) < len(entries):
+    paths = [path for entry in entries for path in entry.paths]
+    if len(set(paths)) < len(paths):
         raise section.refuse("linears", "each path once")
     return tuple(entries)
 
 
 def _read_entry(entry: JsonObject) -> LinearEntry:
-    kind = entry.one_of("kind", ("low_rank", "int8"), expected="low_rank or int8")
+    kind = entry.one_of("kind", ("low_rank", "fused", "int8"), expected="low_rank, fused or int8")
+    if kind == "fused":
+        entry.only("kind", "paths", "rank")
+        paths = entry.items("paths")
+        if not (all(isinstance(path, str) for path in paths) and read_one_input(paths)):
+            raise entry.refuse("paths", "two or more Linears of one layer that read the same input, in their order")
+        return FusedEntry(paths=tuple(paths), rank=entry.integer("rank"))
     path = entry.values.get("path")
     if not isinstance(path, str):
         raise entry.refuse("path", "the path of a Linear")

@@ -12,7 +12,7 @@ from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import LinearKind
 from puna.model.linears.low_rank import LowRankLinear
 from puna.weights.checkpoint import CheckpointHeader
-from puna.weights.names import ExpectedTensor, LowRankEntry, expected_tensors
+from puna.weights.names import ExpectedTensor, FusedEntry, Int8Entry, LowRankEntry, entry_of_each, expected_tensors
 from puna.weights.stored import StoredTensors
 from puna.weights.tensor_header import BLOCKS
 from puna.weights.tensors import refuse_non_finite
@@ -31,7 +31,7 @@ class DenseTensors:
         self._header, self._adapter = header, adapter
         self._stored = StoredTensors(header)
         self._parts = {expected.path: expected for expected in header.expected()}
-        self._entries = {entry.path: entry for entry in header.stored.linears}
+        self._entries = entry_of_each(header.stored.linears)
         self.shapes = {item.path: item.shape for item in expected_tensors(header.config, kind="hf")}
         self.dtypes = {path: self._stored.dtype(self._part_of(path)) for path in self.shapes}
         if adapter is not None:
@@ -63,15 +63,18 @@ class DenseTensors:
         module = path.removesuffix(".weight")
         if module not in self._entries:
             return self._parts[path]
-        return self._parts[f"{module}.U" if isinstance(self._entries[module], LowRankEntry) else "norm.weight"]
+        return self._parts["norm.weight" if isinstance(self._entries[module], Int8Entry) else f"{module}.U"]
 
     def _formed(self, module: str) -> Tensor:
-        def part(suffix: str) -> Tensor:
-            return self._stored[self._parts[f"{module}.{suffix}"]]
+        def part(suffix: str, at: str = module) -> Tensor:
+            return self._stored[self._parts[f"{at}.{suffix}"]]
 
         linear: LinearKind
-        if isinstance(self._entries[module], LowRankEntry):
-            linear = LowRankLinear(part("U"), part("V"))
-        else:
-            linear = Int8Linear(part("weight"), part("scale"))
+        match self._entries[module]:
+            case LowRankEntry():
+                linear = LowRankLinear(part("U"), part("V"))
+            case FusedEntry(paths=paths):
+                linear = LowRankLinear(part("U"), part("V", paths[0]))
+            case Int8Entry():
+                linear = Int8Linear(part("weight"), part("scale"))
         return linear.dense_weight()

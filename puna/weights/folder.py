@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from puna.errors import UsageError
 from puna.files import staged_folder, write_json
+from puna.model.linears.fused import fused_paths
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import AnyLinear
 from puna.model.linears.low_rank import LowRankLinear
@@ -24,7 +25,7 @@ from puna.tokens.tokenizer import Tokenizer
 from puna.weights.checkpoint import CheckpointConfig, CheckpointHeader
 from puna.weights.config_json import config_to_json
 from puna.weights.hf_folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
-from puna.weights.names import Int8Entry, LinearEntry, LowRankEntry, expected_tensors
+from puna.weights.names import FusedEntry, Int8Entry, LinearEntry, LowRankEntry, expected_tensors
 from puna.weights.strict_json import read_object
 from puna.weights.tensors import TensorSpec, sorted_specs, spec_bytes, spec_of, write_safetensors
 
@@ -58,7 +59,7 @@ def save_folder(
             shard_bytes: more than this go into several files.
     Raises: UsageError: an adapter is attached, a base in NF4.
     """
-    linears = [entry for path, linear in named_linears(model) if (entry := _entry(path, linear)) is not None]
+    linears = list(_entries(model))
     state = model.state_dict()
     expected = expected_tensors(model.config, linears, kind="puna" if linears else "hf")
     tensors = {tensor.name: state[tensor.path] for tensor in expected}
@@ -139,6 +140,17 @@ def _shards(specs: Sequence[TensorSpec], shard_bytes: int) -> Iterator[list[Tens
 def _write_shard(staged: Path, shard: Sequence[TensorSpec], read: Callable[[str], Tensor]) -> None:
     specs = sorted_specs(shard)
     write_safetensors(staged, specs, (read(name) for name, _, _ in specs))
+
+
+def _entries(model: Llama) -> Iterator[LinearEntry]:
+    """What is not dense, in model order; a group that shares a factor stands where its first member does."""
+    groups = {path: paths for paths in fused_paths(named_linears(model)) for path in paths}
+    for path, linear in named_linears(model):
+        entry = _entry(path, linear)
+        if isinstance(entry, LowRankEntry) and path in groups:
+            entry = FusedEntry(paths=groups[path], rank=entry.rank) if path == groups[path][0] else None
+        if entry is not None:
+            yield entry
 
 
 def _entry(path: str, linear: AnyLinear) -> LinearEntry | None:

@@ -71,7 +71,7 @@ def _read_shards(folder: Path, index: JsonObject) -> tuple[TensorHeader, ...]:
 
 def _check_tensors(folder: Path, stored: CheckpointConfig, tensors: tuple[TensorHeader, ...]) -> None:
     found = {tensor.name: tensor for tensor in tensors}
-    unused = {entry.path for entry in stored.linears}
+    unused = {path for entry in stored.linears for path in entry.paths}
     for expected in expected_tensors(stored.model, stored.linears, kind=stored.format):
         check_tensor(folder, expected, found.pop(expected.name, None))
         unused.discard(expected.path.rpartition(".")[0])

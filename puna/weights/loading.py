@@ -23,7 +23,7 @@ from puna.model.positions import rope_frequencies
 from puna.model.surgery import get_linear, replace_linear
 from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.headers import read_header
-from puna.weights.names import ExpectedTensor, Int8Entry, LinearEntry, LowRankEntry
+from puna.weights.names import ExpectedTensor, FusedEntry, Int8Entry, LinearEntry, LowRankEntry, entry_of_each
 from puna.weights.stored import StoredTensors
 from puna.weights.tensors import DTYPE_NAMES, refuse_non_finite
 
@@ -57,14 +57,16 @@ def load_llama(
     model, stored = _unfilled(header), StoredTensors(header)
     if mapped:
         _check_mapped(header, stored, torch.device(device), dtype, is_quantised=quantize is not None)
+    shared = _SharedFactors(header)
     for path, parts in groupby(header.expected(), key=lambda expected: expected.path.rpartition(".")[0]):
-        if quantize is not None and path.rpartition(".")[2] in LINEARS:
-            model.get_submodule(path).load_state_dict(_place(header, stored, parts, device, None), assign=True)
+        is_quantised = quantize is not None and path.rpartition(".")[2] in LINEARS
+        model.get_submodule(path).load_state_dict(
+            _place(header, stored, parts, device, None if is_quantised else dtype, mapped=mapped) | shared.of(path),
+            assign=True,
+        )
+        shared.keep(path, model)
+        if quantize is not None and is_quantised:
             replace_linear(model, path, quantize(_weight(get_linear(model, path))))
-        else:
-            model.get_submodule(path).load_state_dict(
-                _place(header, stored, parts, device, dtype, mapped=mapped), assign=True
-            )
     if header.config.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     if mapped:
@@ -123,7 +125,7 @@ def _check_mapped(
             header.path, "format", "a safetensors folder in Hugging Face's layout, to leave weights in it", header.format,
             "convert it first: puna weights convert --to hf",
         )  # fmt: skip
-    in_parts = {entry.path for entry in header.stored.linears}
+    in_parts = entry_of_each(header.stored.linears)
     for expected in header.expected():
         kind, wanted = stored.dtype(expected), DTYPE_NAMES[dtype]
         if len(expected.shape) < 2:
@@ -153,15 +155,33 @@ def _unfilled(header: CheckpointHeader) -> Llama:
     """The model without storage, the right kind of Linear at every path."""
     with torch.device("meta"):
         model = Llama(header.config)
-        for entry in header.stored.linears:
-            dense = get_linear(model, entry.path)
-            replace_linear(model, entry.path, _empty(entry, dense.out_features, dense.in_features))
+        for path, entry in entry_of_each(header.stored.linears).items():
+            dense = get_linear(model, path)
+            replace_linear(model, path, _empty(entry, dense.out_features, dense.in_features))
     return model
+
+
+class _SharedFactors:
+    """V of each fused group on its way from the member that stores it to the others, and no longer."""
+
+    def __init__(self, header: CheckpointHeader) -> None:
+        self._groups = {entry.paths[0]: entry.paths for entry in header.stored.linears if isinstance(entry, FusedEntry)}
+        self._waiting: dict[str, nn.Parameter] = {}
+
+    def of(self, path: str) -> dict[str, Tensor]:
+        """What a Linear still lacks beside its own tensors."""
+        return {"V": self._waiting.pop(path)} if path in self._waiting else {}
+
+    def keep(self, path: str, model: Llama) -> None:
+        """Remember what the Linear that was just read shares."""
+        linear = model.get_submodule(path)
+        if isinstance(linear, LowRankLinear):
+            self._waiting |= dict.fromkeys(self._groups.get(path, ())[1:], linear.V)
 
 
 def _empty(entry: LinearEntry, d_out: int, d_in: int) -> AnyLinear:
     match entry:
-        case LowRankEntry():
+        case LowRankEntry() | FusedEntry():
             return LowRankLinear.empty(d_out, d_in, entry.rank)
         case Int8Entry():
             return Int8Linear(torch.empty(d_out, d_in, dtype=torch.int8), torch.empty(d_out, 1))

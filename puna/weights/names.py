@@ -10,7 +10,7 @@ A model that LlamaForCausalLM does not compute is stored under `puna.` throughou
 Meta and GGUF keep the rows of q and k interleaved, for RoPE over pairs (2j, 2j + 1): `rotated_heads` says of what.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +21,11 @@ from puna.weights.tensor_header import BLOCKS, FLOATS
 __all__ = [
     "ExpectedTensor",
     "Format",
+    "FusedEntry",
     "Int8Entry",
     "LinearEntry",
     "LowRankEntry",
+    "entry_of_each",
     "expected_tensors",
     "from_hf",
     "name_in",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 Format = Literal["hf", "puna", "meta", "gguf"]
+Shapes = dict[str, tuple[tuple[int, int], frozenset[str]]]
 
 _TOP = {
     "embed_tokens": ("tok_embeddings", "token_embd"),
@@ -88,9 +91,28 @@ class LowRankEntry:
     kind: Literal["low_rank"] = "low_rank"
     rank: int
 
-    def tensors(self, d_out: int, d_in: int) -> dict[str, tuple[tuple[int, int], frozenset[str]]]:
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where it stands."""
+        return (self.path,)
+
+    def tensors(self, _: str, d_out: int, d_in: int) -> Shapes:
         """(shape, types) of what stands under the path."""
         return {"U": ((d_out, self.rank), FLOATS), "V": ((self.rank, d_in), FLOATS)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedEntry:
+    """Linears of one input that share a factor, W_i = U_i V; V is stored under the first of them."""
+
+    paths: tuple[str, ...]
+    kind: Literal["fused"] = "fused"
+    rank: int
+
+    def tensors(self, path: str, d_out: int, d_in: int) -> Shapes:
+        """(shape, types) of what stands under one of the paths."""
+        shared: Shapes = {"V": ((self.rank, d_in), FLOATS)} if path == self.paths[0] else {}
+        return {"U": ((d_out, self.rank), FLOATS), **shared}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +122,22 @@ class Int8Entry:
     path: str
     kind: Literal["int8"] = "int8"
 
-    def tensors(self, d_out: int, d_in: int) -> dict[str, tuple[tuple[int, int], frozenset[str]]]:
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where it stands."""
+        return (self.path,)
+
+    def tensors(self, _: str, d_out: int, d_in: int) -> Shapes:
         """(shape, types) of what stands under the path."""
         return {"weight": ((d_out, d_in), frozenset({"I8"})), "scale": ((d_out, 1), frozenset({"F32"}))}
 
 
-LinearEntry = LowRankEntry | Int8Entry
+LinearEntry = LowRankEntry | FusedEntry | Int8Entry
+
+
+def entry_of_each(linears: Iterable[LinearEntry]) -> dict[str, LinearEntry]:
+    """The entry by each path that it lists."""
+    return {path: entry for entry in linears for path in entry.paths}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +159,7 @@ def expected_tensors(
     config: ModelConfig, linears: Sequence[LinearEntry] = (), *, kind: Format
 ) -> Iterator[ExpectedTensor]:
     """Every tensor of a checkpoint, in model order; lazily, so that a false number of layers costs nothing."""
-    for path, shape, dtypes in _stored(config, {entry.path: entry for entry in linears}):
+    for path, shape, dtypes in _stored(config, entry_of_each(linears)):
         if kind == "gguf" and len(shape) > 1:
             dtypes = FLOATS | BLOCKS
         yield ExpectedTensor(path=path, name=name_in(kind, path), shape=shape, dtypes=dtypes)
@@ -144,7 +176,7 @@ def _stored(
             if path not in entries:
                 yield f"{path}.weight", (d_out, d_in), FLOATS
                 continue
-            for suffix, (shape, dtypes) in entries[path].tensors(d_out, d_in).items():
+            for suffix, (shape, dtypes) in entries[path].tensors(path, d_out, d_in).items():
                 yield f"{path}.{suffix}", shape, dtypes
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"layers.{layer}.{norm}.weight", (config.dim,), FLOATS

@@ -11,6 +11,7 @@ from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.surgery import named_linears, replace_linears
+from tests.fused import fuse
 
 T32 = 1e-5
 IDS = torch.arange(40).view(2, 20)
@@ -52,6 +53,18 @@ def test_a_fresh_adapter_merges_to_the_base_bit_for_bit(tiny):
     after = tiny.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("targets", [LINEARS, ("q_proj", "up_proj")])
+@torch.no_grad()
+def test_a_base_of_shared_factors_becomes_dense_where_the_adapter_stood(tiny, targets):
+    attached = trained(fuse(tiny), targets)(IDS)
+    merge(tiny)
+    assert (tiny(IDS) - attached).abs().max() <= T32 * attached.abs().max()
+    for path, linear in named_linears(tiny):
+        assert (type(linear) is nn.Linear) is (path.rpartition(".")[2] in {*targets, "o_proj", "down_proj"})
+    attention = tiny.layers[0].self_attn
+    assert targets == LINEARS or attention.k_proj.V is attention.v_proj.V
 
 
 @torch.no_grad()

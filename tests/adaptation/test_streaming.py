@@ -27,6 +27,7 @@ from puna.training.activations import checkpointed_blocks
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer, trainable
 from puna.training.step import batch_nats, train_step
+from tests.fused import fuse
 
 LAYERS = 4
 SETTINGS = LoraSettings(rank=4, alpha=8.0, targets=LINEARS)
@@ -52,7 +53,9 @@ def build(build_llama):
 
     def adapted(base="dense", settings=SETTINGS, **changes):
         model = build_llama(**{"n_layers": LAYERS, **changes})
-        if BASES[base] is not None:
+        if base == "fused":
+            fuse(model)
+        elif BASES[base] is not None:
             replace_linears(model, LINEARS, BASES[base])
         if base == "bfloat16":
             model.to(torch.bfloat16)
@@ -102,6 +105,8 @@ def test_three_steps_are_those_of_the_resident_layers_to_the_bit(build, base, ti
         ("bfloat16", {}, "float32", False),
         ("nf4", {}, "bfloat16", False),
         ("low rank", {}, "bfloat16", False),
+        ("fused", {}, "bfloat16", False),
+        ("fused", {"targets": ("down_proj",)}, "float32", False),
         ("dense", {"targets": match_linears("mlp")}, "float32", False),  # q, k and v without an adapter are one node
         ("dense", {"targets": ("q_proj", "up_proj")}, "bfloat16", True),
         ("dense", {}, "bfloat16", True),
@@ -127,12 +132,12 @@ def bases(model, first):
 
 def storages(model, first):
     """The host's frozen storages of these layers: place and contents."""
-    tensors = [t for base in bases(model, first) for t in (*base.parameters(), *base.buffers())]
+    tensors = {t for base in bases(model, first) for t in (*base.parameters(), *base.buffers())}
     return [(tensor.data_ptr(), tensor.clone()) for tensor in tensors]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("base", ["dense", "int8", "nf4"])
+@pytest.mark.parametrize("base", ["dense", "int8", "nf4", "fused"])
 def test_two_layers_at_most_are_on_the_device_and_the_host_keeps_its_own(build, base, checkpointing):
     model, seen = build(base), []
     before = storages(model, 1)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from puna.arch.modules import LINEARS, linear_paths, linear_shapes
+from puna.arch.modules import LINEARS, linear_path, linear_paths, linear_shapes
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
-from puna.model.surgery import get_linear, named_linears, replace_linear, replace_linears
+from puna.model.surgery import get_linear, named_linears, replace_group, replace_linear, replace_linears
 
 PATH = "layers.1.mlp.up_proj"
 
@@ -74,6 +74,37 @@ def test_only_the_named_linears_are_built_anew_each_with_its_own_path(tiny: Llam
     assert seen == {path: before[path] for path in linear_paths(tiny.config, ("k_proj", "gate_proj"))}
     after = dict(named_linears(tiny))
     assert {path for path in after if after[path] is not before[path]} == set(seen)
+
+
+@pytest.mark.parametrize("names", [("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")])
+@torch.no_grad()
+def test_a_group_of_full_rank_is_the_model_that_it_was_made_of(tiny: Llama, names: tuple[str, ...]) -> None:
+    ids = torch.randint(0, 512, (2, 9), generator=torch.Generator().manual_seed(0))
+    expected = tiny(ids)
+    for layer in range(tiny.config.n_layers):
+        group = [linear_path(layer, name) for name in names]
+        stacked = torch.cat([dense_weight(get_linear(tiny, path)) for path in group])
+        left, values, right = torch.linalg.svd(stacked, full_matrices=False)
+        widths = [get_linear(tiny, path).out_features for path in group]
+        replace_group(tiny, dict(zip(group, (left * values).split(widths), strict=True)), right)
+    assert float((tiny(ids) - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("layers.0.mlp.gate_proj", "layers.1.mlp.up_proj"),
+        ("layers.0.mlp.up_proj", "layers.0.mlp.gate_proj"),
+        ("layers.0.self_attn.q_proj", "layers.0.self_attn.o_proj"),
+        ("layers.0.mlp.gate_proj",),
+        (),
+    ],
+)
+def test_only_linears_of_one_input_in_their_order_are_a_group(tiny: Llama, paths: tuple[str, ...]) -> None:
+    with pytest.raises(AssertionError):
+        replace_group(
+            tiny, {path: torch.randn(get_linear(tiny, path).out_features, 2) for path in paths}, torch.ones(2, 64)
+        )
 
 
 def test_the_head_is_reached_by_its_name(tiny: Llama) -> None:

@@ -9,7 +9,7 @@ from puna.arch.presets import PRESETS
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling
 from puna.errors import FormatError
 from puna.weights.config_json import config_from_json, config_to_json
-from puna.weights.names import Int8Entry, LowRankEntry
+from puna.weights.names import FusedEntry, Int8Entry, LowRankEntry
 from puna.weights.strict_json import JsonObject
 
 LLAMA3 = {
@@ -20,6 +20,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 LOW_RANK = LowRankEntry(path="layers.0.mlp.up_proj", rank=3)
+FUSED = {"kind": "fused", "paths": ["layers.0.mlp.gate_proj", "layers.0.mlp.up_proj"], "rank": 3}
 
 
 def read(values):
@@ -150,6 +151,8 @@ def test_other_linears_are_listed_in_a_puna_section(factored):
     assert factored["puna"]["compression"] == {"keep": 0.5}
     int8 = {**factored, "puna": {**factored["puna"], "linears": [{"kind": "int8", "path": "layers.0.mlp.up_proj"}]}}
     assert read(int8).linears == (Int8Entry(path="layers.0.mlp.up_proj"),)
+    fused = {**factored, "puna": {**factored["puna"], "linears": [FUSED]}}
+    assert read(fused).linears == (FusedEntry(paths=tuple(FUSED["paths"]), rank=3),)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +170,16 @@ def test_other_linears_are_listed_in_a_puna_section(factored):
         ("linears", [{"kind": "low_rank", "path": 3, "rank": 1}]),
         ("linears", [{"kind": "int8", "path": "a", "rank": 1}]),
         ("linears", [{"kind": "int8", "path": "a"}, {"kind": "int8", "path": "a"}]),
+        ("linears", [{**FUSED, "paths": "layers.0.mlp.gate_proj"}]),
+        ("linears", [{**FUSED, "paths": [3, 4]}]),
+        ("linears", [{**FUSED, "paths": FUSED["paths"][:1]}]),
+        ("linears", [{**FUSED, "paths": FUSED["paths"][::-1]}]),
+        ("linears", [{**FUSED, "paths": [*FUSED["paths"], "layers.0.mlp.up_proj"]}]),
+        ("linears", [{**FUSED, "paths": ["layers.0.mlp.gate_proj", "layers.1.mlp.up_proj"]}]),
+        ("linears", [{**FUSED, "paths": ["layers.0.self_attn.q_proj", "layers.0.self_attn.o_proj"]}]),
+        ("linears", [{**FUSED, "rank": 0}]),
+        ("linears", [{**FUSED, "path": "layers.0.mlp.gate_proj"}]),
+        ("linears", [FUSED, {"kind": "int8", "path": "layers.0.mlp.up_proj"}]),
     ],
 )
 def test_an_unknown_kind_or_schema_is_refused(factored, key, value):

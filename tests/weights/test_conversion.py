@@ -15,7 +15,7 @@ from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
-from puna.model.surgery import replace_linears
+from puna.model.surgery import named_linears, replace_linears
 from puna.weights.conversion import convert_checkpoint
 from puna.weights.folder import save_folder
 from puna.weights.gguf import read_gguf
@@ -23,6 +23,7 @@ from puna.weights.headers import read_header
 from puna.weights.loading import load_llama
 from puna.weights.meta import MetaSettings
 from puna.weights.pth_worker import list_tensors
+from tests.fused import fuse
 from tests.weights.meta_reference import meta_logits
 
 T32 = 1e-5
@@ -219,6 +220,17 @@ def test_factors_and_codes_become_dense(tiny, source, convert, to):
     dense = load_llama(there)
     for path in ("layers.0.self_attn.q_proj", "layers.1.mlp.up_proj", "layers.1.mlp.down_proj"):
         assert torch.equal(dense_weight(dense.get_submodule(path)), dense_weight(tiny.get_submodule(path)))
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf", "meta"])
+def test_a_shared_factor_is_multiplied_out_for_each_of_its_linears(tiny, source, convert, to):
+    there = convert(source(fuse(tiny)), to)
+    assert there.format == to
+    dense = load_llama(there)
+    for path, linear in named_linears(tiny):
+        assert torch.equal(dense_weight(dense.get_submodule(path)), dense_weight(linear)), path
+    with torch.no_grad():
+        assert (dense(IDS) - tiny(IDS)).abs().max() <= T32 * tiny(IDS).abs().max()
 
 
 @pytest.mark.parametrize(

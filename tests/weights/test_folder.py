@@ -16,10 +16,11 @@ from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8Linear
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
-from puna.model.surgery import get_linear, replace_linears
+from puna.model.surgery import get_linear, named_linears, replace_linears
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
 from puna.weights.loading import load_llama, weights_sha256
+from tests.fused import fuse
 
 T32 = 1e-5
 SHAPES = {
@@ -63,6 +64,12 @@ def factor(model, rank=5):
     return model
 
 
+def fuse_and_round(model):
+    fuse(model)
+    replace_linears(model, ("down_proj",), lambda _, old: Int8Linear.from_dense(dense_weight(old)))
+    return model
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_then_load_is_the_same_model_bit_for_bit(build_llama, tmp_path, shape, dtype):
@@ -77,7 +84,7 @@ def test_save_then_load_is_the_same_model_bit_for_bit(build_llama, tmp_path, sha
     assert loaded.frequencies_P.dtype == torch.float32
 
 
-@pytest.mark.parametrize("change", [lambda model: model, factor])
+@pytest.mark.parametrize("change", [lambda model: model, factor, fuse_and_round])
 def test_load_then_save_writes_the_same_bytes(tiny, tmp_path, change):
     save_folder(change(tiny), tmp_path / "a")
     save_folder(load_llama(tmp_path / "a"), tmp_path / "b")
@@ -154,6 +161,71 @@ def test_other_linears_are_stored_and_read_as_what_they_are(tiny, tmp_path):
     assert header.parameters == sum(
         tensor.numel() for name, tensor in dict(model.state_dict()).items() if name != "lm_head.weight"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shared_factor_is_stored_once_and_read_as_shared(tiny, tmp_path, dtype):
+    model = fuse_and_round(tiny.to(dtype))
+    save_folder(model, tmp_path / "a")
+    loaded = load_llama(tmp_path / "a", dtype=dtype)
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    for block in loaded.layers:
+        attention, mlp = block.self_attn, block.mlp
+        assert attention.q_proj.V is attention.k_proj.V is attention.v_proj.V
+        assert mlp.gate_proj.V is mlp.up_proj.V
+    assert_equal_logits(loaded, model, tolerance=0)
+    numbers = sum(weight.numel() for weight in model.parameters())
+    codes = sum(buffer.numel() for _, linear in named_linears(model) for buffer in linear.buffers())
+    assert read_header(tmp_path / "a").parameters == numbers + codes
+    assert len([name for name in load_file(tmp_path / "a" / "model.safetensors") if name.endswith(".V")]) == 4
+
+
+def test_what_shares_a_factor_with_none_is_plain_low_rank(tiny, tmp_path):
+    model = fuse(tiny)
+    replace_linears(model, ("gate_proj", "v_proj"), lambda _, old: Int8Linear.from_dense(dense_weight(old)))
+    save_folder(model, tmp_path / "a")
+    listed = json.loads((tmp_path / "a" / "config.json").read_text())["puna"]["linears"]
+    kinds = {entry.get("path", " ".join(entry.get("paths", ()))): entry["kind"] for entry in listed}
+    assert kinds["layers.1.mlp.up_proj"] == "low_rank"
+    assert kinds["layers.1.self_attn.q_proj layers.1.self_attn.k_proj"] == "fused"
+    assert_equal_logits(load_llama(tmp_path / "a"), model, tolerance=0)
+
+
+def test_a_group_listed_without_its_tensors_or_the_reverse_is_refused(tiny, tmp_path):
+    save_folder(fuse(tiny), tmp_path / "a")
+    (tmp_path / "a" / MANIFEST).unlink()
+    path, names = tmp_path / "a" / "config.json", [f"layers.0.self_attn.{name}_proj" for name in "qkv"]
+    config = json.loads(path.read_text())
+    group, *others = config["puna"]["linears"]
+    assert group == {"paths": names, "kind": "fused", "rank": 5}
+    plain = [{"path": name, "kind": "low_rank", "rank": 5} for name in names]
+    wrong = {
+        r"k_proj\.V": plain,
+        r"v_proj\.weight": [{**group, "paths": names[:2]}],
+        r"q_proj\.U": [{**group, "rank": 4}],
+        r"layers\.9": [group, {**group, "paths": [name.replace("0", "9") for name in names]}],
+        r"q_proj\.weight": [],
+    }
+    for said, listed in wrong.items():
+        config["puna"]["linears"] = [*listed, *others]
+        path.write_text(json.dumps(config))
+        with pytest.raises(FormatError, match=said):
+            load_llama(tmp_path / "a")
+    config["puna"]["linears"] = [group, *others]
+    path.write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    for name, said in (
+        (f"puna.{names[0]}.V", r"q_proj\.V.*got nothing"),
+        (f"puna.{names[2]}.U", r"v_proj\.U.*nothing"),
+    ):
+        save_file({key: value for key, value in tensors.items() if key != name}, tmp_path / "a" / "model.safetensors")
+        with pytest.raises(FormatError, match=said):
+            load_llama(tmp_path / "a")
+    extra = {f"puna.{names[1]}.V": tensors[f"puna.{names[0]}.V"].clone()}
+    save_file(tensors | extra, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(FormatError, match=r"k_proj\.V.*no such tensor"):
+        load_llama(tmp_path / "a")
 
 
 def test_half_precision_leaves_codes_and_scales_alone(tiny, tmp_path):

@@ -27,6 +27,7 @@ from puna.training.step import train_step
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
 from puna.weights.loading import load_llama
+from tests.fused import fuse
 
 IDS = torch.randint(0, 512, (2, 20), generator=torch.Generator().manual_seed(0))
 SETTINGS = LoraSettings(rank=4, alpha=8.0, targets=LINEARS)
@@ -92,6 +93,23 @@ def test_stored_codes_are_mapped_too(build_llama, tmp_path) -> None:
     assert all(is_mapped(tensor) for _, linear in named_linears(mapped) for tensor in linear.buffers())
     with torch.no_grad():
         assert torch.equal(mapped(IDS), model(IDS))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_shared_factor_is_mapped_once(tiny, tmp_path) -> None:
+    save_folder(fuse(tiny), tmp_path / "a")
+    mapped = load_llama(tmp_path / "a", mapped=True)
+    assert all(is_mapped(weight) for weight in mapped.parameters() if weight.dim() == 2)
+    assert mapped.layers[0].mlp.gate_proj.V is mapped.layers[0].mlp.up_proj.V
+    with torch.no_grad():
+        assert torch.equal(mapped(IDS), tiny(IDS))
+
+
+def test_a_base_of_shared_factors_is_rounded_as_its_dense_weights_are(tiny, tmp_path) -> None:
+    save_folder(fuse(tiny), tmp_path / "a")
+    rounded = load_llama(tmp_path / "a", quantize=Int8Linear.from_dense)
+    for (path, linear), (_, old) in zip(named_linears(rounded), named_linears(tiny), strict=True):
+        assert torch.equal(dense_weight(linear), dense_weight(Int8Linear.from_dense(dense_weight(old)))), path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

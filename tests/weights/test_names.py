@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from puna.arch.modules import parameter_count
-from puna.weights.names import Int8Entry, LowRankEntry, expected_tensors, from_hf, to_hf
+from puna.weights.names import FusedEntry, Int8Entry, LowRankEntry, expected_tensors, from_hf, to_hf
 
 PATH = "layers.1.self_attn.k_proj"
 
@@ -35,6 +35,19 @@ def test_other_linears_stand_under_their_path_and_the_puna_prefix(tiny_config):
     assert f"puna.{PATH}.weight" not in found
     assert found["puna.layers.0.mlp.up_proj.weight"].dtypes == {"I8"}
     assert not found["puna.layers.0.mlp.up_proj.scale"].is_converted
+
+
+def test_a_shared_factor_stands_under_the_first_path_alone(tiny_config):
+    paths = tuple(f"layers.1.self_attn.{name}_proj" for name in "qkv")
+    found = {
+        tensor.path: tensor.shape
+        for tensor in expected_tensors(tiny_config, [FusedEntry(paths=paths, rank=5)], kind="puna")
+        if tensor.path.startswith("layers.1.self_attn")
+    }
+    heights = tiny_config.q_dim, tiny_config.kv_dim, tiny_config.kv_dim
+    expected = {f"{path}.U": (height, 5) for path, height in zip(paths, heights, strict=True)}
+    expected |= {f"{paths[0]}.V": (5, 64), "layers.1.self_attn.o_proj.weight": (64, 64)}
+    assert found == expected
 
 
 def test_a_false_number_of_layers_costs_nothing(tiny_config):

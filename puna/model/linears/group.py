@@ -1,4 +1,5 @@
 """Linears that read the same input (q, k, v; gate, up): while all are dense, or all a LoRA beside that, one node of the graph.
+For those that share a factor, y_i = U_i (V x), V x is formed once.
 
     y_i = x W_i^T;   dx = sum_i dy_i W_i,   dW_i = dy_i^T x
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from puna.model.linears.derived import Derived, derived, value_of
 from puna.model.linears.kind import AnyLinear, product_type
 from puna.model.linears.lora import LoraLinear, adapted_products
+from puna.model.linears.low_rank import LowRankLinear
 
 __all__ = ["dense_products", "project_together"]
 
@@ -28,7 +30,8 @@ def project_together(x_BTD: Tensor | Derived, *linears: AnyLinear) -> tuple[Tens
         plain = [linear for linear in linears if type(linear) is LoraLinear and linear.is_plain]
         if len(plain) == len(linears):
             return adapted_products(x_BTD, *plain)
-    return tuple(linear(value_of(x_BTD)) for linear in linears)
+    fused = _fused_products(x_BTD, linears)
+    return tuple(fused[linear] if linear in fused else linear(value_of(x_BTD)) for linear in linears)
 
 
 def dense_products(x: Tensor | Derived, *weights_oi: Tensor) -> tuple[Tensor, ...]:
@@ -37,6 +40,20 @@ def dense_products(x: Tensor | Derived, *weights_oi: Tensor) -> tuple[Tensor, ..
     """
     source = derived(x)
     products: tuple[Tensor, ...] = _SharedInput.apply(source.value, source, *weights_oi)
+    return products
+
+
+def _fused_products(x: Tensor | Derived, linears: tuple[AnyLinear, ...]) -> dict[AnyLinear, Tensor]:
+    """The outputs of those Linears that share their V with another."""
+    members: dict[Tensor, list[LowRankLinear]] = {}
+    for linear in linears:
+        if isinstance(linear, LowRankLinear):
+            members.setdefault(linear.V, []).append(linear)
+    products: dict[AnyLinear, Tensor] = {}
+    for V_Ri, group in members.items():
+        if len(group) > 1:
+            (middle,) = dense_products(x, V_Ri)
+            products |= zip(group, dense_products(middle, *(linear.U for linear in group)), strict=True)
     return products
 
 
