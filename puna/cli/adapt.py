@@ -145,5 +145,7 @@ def merge(
     )
     if result.dense_logit_difference is not None:
         print(f"merged into its {result.base_type} base; on the base as stored: {result.dense_logit_difference:.2e}")
+    if result.made_dense:
+        print(f"{result.made_dense} Linears that the base stores as factors or codes are dense now")
     if result.unties:
         print("the head was the embedding and is now a weight of its own")

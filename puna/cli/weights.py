@@ -29,10 +29,13 @@ def show(model: str, /, *, json: Json = False, options: RecipeOptions = RecipeOp
     if json:
         print_json(result)
         return
-    print_table(("", model), [("format", result.format), ("parameters", f"{result.parameters:,}")])
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in result.linears.items())
+    origin = [(f"compression: {name}", str(value)) for name, value in (result.compression or {}).items()]
+    rows = [("format", result.format), ("parameters", f"{result.parameters:,}"), ("linears", kinds), *origin]
+    print_table(("", model), rows)
     print_table(("config", "value"), [(name, str(value)) for name, value in result.config.items()])
-    rows = [(each.name, each.dtype, " x ".join(map(str, each.shape)), f"{each.bytes:,}") for each in result.tensors]
-    print_table(("tensor", "type", "shape", "bytes"), rows)
+    tensors = [(each.name, each.dtype, " x ".join(map(str, each.shape)), f"{each.bytes:,}") for each in result.tensors]
+    print_table(("tensor", "type", "shape", "bytes"), tensors)
     for notice in result.notices:
         say(notice)
 

@@ -1,6 +1,7 @@
 """Compression: fewer or shorter numbers for the same model, and what that costs in nats on text it was not fitted to."""
 
 import copy
+import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from puna.report.numbers import human_bytes, human_seconds
 from puna.text.corpus import Document, cut_documents, read_documents
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.folder import save_folder
+from puna.weights.loading import weights_sha256
 
 __all__ = [
     "CompressRecipe",
@@ -128,7 +130,8 @@ def compress(recipe: CompressRecipe, out: Path, *, device: str = "auto") -> Comp
         grams = _grams(model, tokenizer, fitting) if method == "whitened" else None
         ranks = _shrink(model, method, recipe.wanted, decompose_linears(model, grams))
         difference = added_nats(before, evaluate_text(model, tokenizer, *judging))
-        save_folder(model, out / "model", tokenizer, {"method": method, "keep": recipe.wanted})
+        record = _record(method, recipe.wanted, fitting if grams is not None else None, source)
+        save_folder(model, out / "model", tokenizer, record)
         result = CompressResult(
             method=method,
             parameters_before=sizes[0],
@@ -233,6 +236,16 @@ def _refuse_compressed(model: Llama, source: Path) -> None:
     """A kept share is one of a dense model's bits: taken of a smaller one it could make it larger."""
     if any(not isinstance(linear, nn.Linear) for _, linear in named_linears(model)):
         raise UsageError(f"{source} is compressed already", "compress the model that it was made from")
+
+
+def _record(method: str, keep: float | None, fitting: Sequence[str] | None, source: Path) -> dict[str, object]:
+    """Where a smaller model came from. fitting: the calibration texts; None: the weights alone."""
+    return {
+        "method": method,
+        "keep": keep,
+        "calibration_sha256": None if fitting is None else hashlib.sha256("\0".join(fitting).encode()).hexdigest(),
+        "base_sha256": weights_sha256(source),
+    }
 
 
 def _texts(recipe: CompressRecipe) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from puna.adaptation.merge import merge as merge_into_base
 from puna.adaptation.targets import attach_adapter, named_loras
@@ -14,10 +15,11 @@ from puna.jobs.load import LoadedModel, find_base, find_model, load, load_adapte
 from puna.jobs.proof_texts import PROOF_TEXTS
 from puna.jobs.run_folder import check_replaceable
 from puna.model.linears.kind import dense_linear, dense_weight
-from puna.model.surgery import replace_linears
+from puna.model.surgery import get_linear, replace_linears
 from puna.planning.settings import BASES, Base
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
+from puna.weights.names import entry_of_each
 
 __all__ = ["MergeResult", "merge"]
 
@@ -29,6 +31,7 @@ class MergeResult:
     """What `puna adapt merge --json` prints: merged against attached, on a fixed text.
 
     dense_logit_difference: merged against the adapter on the base as it is stored, where it was merged into a rounded one.
+    made_dense: Linears that the base stores as factors or codes, and the merged model as one matrix.
     unties: the head was the embedding, and is now a weight of its own.
     """
 
@@ -37,6 +40,7 @@ class MergeResult:
     kl_nats: float
     base_type: Base
     dense_logit_difference: float | None
+    made_dense: int
     unties: bool
     model: str
 
@@ -83,6 +87,9 @@ def merge(
         kl_nats=agreement.kl_nats,
         base_type=held,
         dense_logit_difference=difference,
+        made_dense=sum(
+            isinstance(get_linear(merged.llama, path), nn.Linear) for path in entry_of_each(header.stored.linears)
+        ),
         unties=unties,
         model=str(out),
     )

@@ -22,7 +22,10 @@ __all__ = ["CheckpointConfig", "CheckpointHeader", "check_tensor", "file_inside"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
-    """The model, its special ids, and `linears`: what is not stored as one dense matrix. dtype: the file's own word."""
+    """The model, its special ids, and `linears`: what is not stored as one dense matrix.
+
+    dtype: the file's own word. compression: how and from what the model was made smaller, where that is recorded.
+    """
 
     format: Format
     model: ModelConfig
@@ -32,6 +35,7 @@ class CheckpointConfig:
     dtype: str | None
     notices: tuple[str, ...]
     pad_id: int | None = None
+    compression: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

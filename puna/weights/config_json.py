@@ -95,15 +95,17 @@ def config_from_json(record: JsonObject) -> CheckpointConfig:
         raise record.refuse("architectures", f'["{_CLASSES[kind]}"], as model_type says')
     _refuse_what_we_lack(record)
     model = _model_config(record)
+    linears, compression = _read_puna_section(record, kind)
     return CheckpointConfig(
         format="puna" if kind == "puna" else "hf",
         model=model,
-        linears=_read_puna_section(record, kind),
+        linears=linears,
         bos_id=next(iter(token_ids(record, "bos_token_id", model.vocab_size)), None),
         eos_ids=token_ids(record, "eos_token_id", model.vocab_size),
         dtype=_dtype(record),
         notices=_notices(record),
         pad_id=_pad_id(record, model.vocab_size),
+        compression=compression,
     )
 
 
@@ -182,11 +184,12 @@ def _puna_section(linears: Sequence[LinearEntry], record: Mapping[str, object] |
     return {"schema": 1, **parts, "linears": [asdict(entry) for entry in linears], **origin}
 
 
-def _read_puna_section(record: JsonObject, kind: str) -> tuple[LinearEntry, ...]:
+def _read_puna_section(record: JsonObject, kind: str) -> tuple[tuple[LinearEntry, ...], Mapping[str, Any] | None]:
+    """What is not dense, and where the model came from."""
     if kind == "llama":
         if "puna" in record.values:
             raise record.refuse("puna", "nothing: a plain Llama has no such section")
-        return ()
+        return (), None
     section = record.child("puna")
     section.only("schema", *_PARTS, "linears", "compression")
     if section.integer("schema") != 1:
@@ -199,7 +202,7 @@ def _read_puna_section(record: JsonObject, kind: str) -> tuple[LinearEntry, ...]
     paths = [path for entry in entries for path in entry.paths]
     if len(set(paths)) < len(paths):
         raise section.refuse("linears", "each path once")
-    return tuple(entries)
+    return tuple(entries), section.child("compression").values if "compression" in section.values else None
 
 
 def _read_entry(entry: JsonObject) -> LinearEntry:

@@ -10,18 +10,26 @@ import torch
 from puna.adaptation.targets import named_loras
 from puna.arch.modules import LINEARS
 from puna.errors import UsageError
+from puna.evaluation.perplexity import evaluate_text
 from puna.files import sha256_file
 from puna.jobs.adapt import adapt, planned_memory
 from puna.jobs.adapt_recipe import AdaptRecipe, adapt_recipe, planned_settings, resumed_recipe
+from puna.jobs.compress import CompressRecipe, compress
+from puna.jobs.convert import convert
 from puna.jobs.load import load
 from puna.jobs.merging import merge
 from puna.jobs.run_folder import RunFolder
+from puna.jobs.show import show
+from puna.jobs.verify import verify
 from puna.model.linears.kind import dense_weight
+from puna.model.linears.low_rank import LowRankLinear
 from puna.model.surgery import named_linears
 from puna.planning.settings import LoraTraining
 from puna.training.config import StepBudget
 from puna.training.optimizer import trainable
 from puna.weights.adapters import load_adapter
+from puna.weights.folder import save_folder
+from tests.fused import fuse
 
 TRAINING = {"precision": "float32", "seq": 32, "batch": 4, "micro_batch": 4, "learning_rate": 1e-2}
 IDS = torch.arange(24)[None]
@@ -83,6 +91,55 @@ def test_every_weight_trains_into_a_model(world, records, runs: Path) -> None:
     before = sha256_file(runs / "a" / "model" / "model.safetensors")
     adapt(resumed_recipe(runs / "a"), runs / "a", resume=True)
     assert sha256_file(runs / "a" / "model" / "model.safetensors") == before
+
+
+@pytest.fixture(params=["low rank", "fused"])
+def compressed(world, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A run folder of a compressed model."""
+    run = tmp_path / "compressed"
+    if request.param == "low rank":
+        compress(CompressRecipe(model=world.run / "model", calibration=world.text, keep=0.5), run)
+    else:
+        loaded = load(world.run)
+        save_folder(fuse(loaded.llama, rank=24), run / "model", loaded.tokenizer)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("given", "dense"), [({"rank": 4}, 14), ({"method": "dora", "rank": 2, "targets": "q_proj,up_proj"}, 4)]
+)
+def test_a_compressed_model_is_adapted_and_merged_into_dense_linears(
+    compressed: Path, world, records, runs: Path, given: Any, dense: int
+) -> None:
+    recipe = replace(recipe_for(world, records, **given), base=compressed / "model")
+    kinds = show(compressed).linears
+    result = adapt(recipe, runs / "a")
+    assert result.change.gain > 0.01
+    text, attached = world.judge.read_text(), load(runs / "a")
+    assert {type(getattr(linear, "base", linear)) for _, linear in named_linears(attached.llama)} >= {LowRankLinear}
+    merged = merge(runs / "a", runs / "merged")
+    assert merged.max_logit_difference <= 1e-5 * merged.largest_logit
+    assert merged.made_dense == dense - (kinds.get("dense", 0) if dense == 14 else 0)
+    assert show(runs / "merged").format == ("hf" if dense == 14 else "puna")
+    verdicts = verify(runs / "a", runs / "merged", dtype=torch.float32)
+    assert verdicts.agree
+    assert verdicts.greedy_tokens_equal == verdicts.greedy_tokens
+    nats = [evaluate_text(each.llama, each.tokenizer, text).nats for each in (attached, load(runs / "merged"))]
+    assert nats[0] == pytest.approx(nats[1], rel=1e-5)
+
+
+def test_every_weight_of_a_compressed_model_trains_and_stays_a_factor(
+    compressed: Path, world, records, runs: Path
+) -> None:
+    recipe = recipe_for(world, records, full=True, training={"learning_rate": 1e-3})
+    result = adapt(replace(recipe, base=compressed / "model"), runs / "a")
+    assert result.change.gain > 0.01
+    assert show(runs / "a").linears == show(compressed).linears
+    assert show(runs / "a").parameters == result.trainable_parameters == show(compressed).parameters
+    convert(runs / "a", runs / "dense", "hf")
+    assert verify(runs / "a", runs / "dense", tolerance=1e-5).agree
+    said = [load(runs / name).generate("who walks", max_new_tokens=8, temperature=0.0).ids for name in ("a", "dense")]
+    assert said[0] == said[1]
 
 
 def test_what_is_forgotten_is_measured_and_stands_on_the_card(world, records, runs: Path) -> None:

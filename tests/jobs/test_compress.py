@@ -10,6 +10,8 @@ from puna.evaluation.perplexity import evaluate_text
 from puna.jobs.compress import CompressRecipe, calibration_windows, compare, compress, compress_rows
 from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
+from puna.jobs.show import show
+from puna.weights.loading import weights_sha256
 from puna.weights.safetensors_file import read_tensor_headers
 
 IDS = torch.arange(40)[None]
@@ -44,6 +46,11 @@ def test_what_is_said_to_be_smaller_is_smaller(world, runs: Path, given, method:
     gained = [evaluate_text(model.llama, model.tokenizer, text).nats_per_token for model in (before, after)]
     assert gained[1] - gained[0] == pytest.approx(result.added_nats, abs=1e-6)
     assert bool(result.ranks) == (method != "int8")
+    record = show(runs / "a").compression
+    assert record is not None
+    assert (record["method"], record["keep"]) == (method, None if method == "int8" else 0.8)
+    assert record["base_sha256"] == weights_sha256(world.run / "model")
+    assert (record["calibration_sha256"] is None) == (method != "whitened")
     assert all(isinstance(text, str) for row in compress_rows(result, "zh") for text in row)
     page = RunFolder(runs / "a").report.read_text()
     assert all(part in page for part in ("Compression: a", "Its size", "<svg"))

@@ -10,6 +10,7 @@ from puna.arch.presets import PRESETS
 from puna.errors import FormatError
 from puna.jobs.show import show
 from puna.weights.folder import save_folder
+from tests.fused import fuse
 
 
 def test_a_folder_shows_its_config_and_every_tensor(tiny, tmp_path):
@@ -36,3 +37,13 @@ def test_nothing_there_is_refused(tmp_path):
 def test_no_torch_is_imported():
     code = "import sys; from puna.jobs.show import show; show('tiny'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_it_says_what_is_not_dense_and_where_it_came_from(tiny, tmp_path):
+    record = {"method": "whitened", "keep": 0.5, "calibration_sha256": None, "base_sha256": "ab"}
+    save_folder(fuse(tiny), tmp_path / "a", record=record)
+    result = show(tmp_path / "a")
+    assert (result.format, result.linears, result.compression) == ("puna", {"dense": 4, "fused": 10}, record)
+    assert result.parameters == sum(weight.numel() for weight in tiny.parameters())
+    assert sum(row.bytes for row in result.tensors) == 4 * result.parameters
+    assert show("tiny").linears == {"dense": 14}
