@@ -20,8 +20,9 @@ def compress(
     /,
     *,
     calibration: Path | None = None,
-    method: Literal["auto", "svd", "whitened"] = "auto",
+    method: Literal["auto", "svd", "asvd", "whitened", "kfac"] = "auto",
     keep: float | None = None,
+    allocation: Literal["uniform", "greedy"] | None = None,
     quantize: Literal["int8"] | None = None,
     evaluate: Path | None = None,
     device: str = "auto",
@@ -34,8 +35,10 @@ def compress(
         model: a run folder or a Hugging Face folder.
         out: the run's folder.
         calibration: text of the kind that the model will see.
-        method: plain SVD, or SVD whitened by the inputs that occur; auto is whitened.
+        method: plain SVD, its two baselines scaled or whitened by the inputs that occur, or weighed by what the loss feels as
+            well (kfac); auto is kfac on whole groups with greedy allocation.
         keep: kept share of the stored bits of the block Linears; 0.8 if no other lever is named.
+        allocation: the same share of every matrix, or ranks of least summed loss; greedy for auto, else uniform.
         quantize: int8 weights, with activations rounded for each token.
         evaluate: the text that judges; without it the last tenth of the calibration documents.
         device: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one.
@@ -47,7 +50,13 @@ def compress(
 
     use_threads(threads)
     recipe = job.CompressRecipe(
-        model=find_model(model), calibration=calibration, method=method, keep=keep, quantize=quantize, evaluate=evaluate
+        model=find_model(model),
+        calibration=calibration,
+        method=method,
+        keep=keep,
+        allocation=allocation,
+        quantize=quantize,
+        evaluate=evaluate,
     )
     result = job.compress(recipe, out, device=device)
     if json:

@@ -39,9 +39,7 @@ def uniform_ranks(config: ModelConfig, keep: float) -> dict[str, int]:
 
 
 def linear_bytes(model: Llama) -> int:
-    """Bytes that the block Linears store, of whatever kind: weights, factors and scales."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for _, linear in named_linears(model)
-        for tensor in (*linear.parameters(), *linear.buffers())
-    )
+    """Bytes that the block Linears store, of whatever kind: weights, factors and scales; a shared factor once."""
+    linears = [linear for _, linear in named_linears(model)]
+    tensors = {id(tensor): tensor for linear in linears for tensor in (*linear.parameters(), *linear.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from puna.compression.allocation import linear_bytes
-from puna.compression.groups import linear_groups
+from puna.compression.groups import group_members, linear_groups
 from puna.errors import UsageError
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
-from puna.model.surgery import get_linear, named_linears, replace_linear
+from puna.model.surgery import get_linear, named_linears, replace_group, replace_linear
 
 __all__ = [
     "CompressionReport",
@@ -87,7 +87,7 @@ class Spectrum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionReport:
-    """What the block Linears stored before and after, and the rank of each that was factorised."""
+    """What the block Linears stored before and after, and by path the rank of each that was factorised."""
 
     bytes_before: int
     bytes_after: int
@@ -166,17 +166,25 @@ def decompose_groups(
 def compress_low_rank(
     model: Llama, spectra: Iterable[tuple[str, Spectrum]], ranks: Mapping[str, int]
 ) -> CompressionReport:
-    """Replace, in place, each block Linear that has a rank by its two factors, in the model's dtype.
+    """Replace, in place, each block Linear that has a rank by its two factors, and each group by factors that share V.
 
-    Args: spectra: from `decompose_linears`, of this model or of the one it is a copy of.
-          ranks: by path, from `allocation`; a path that is absent stays as it is.
+    Args: spectra: from `decompose_linears` or `decompose_groups`, of this model or of the one it is a copy of.
+          ranks: by name, from `allocation` or `hulls`; a name that is absent stays as it is.
     """
-    before = linear_bytes(model)
-    for path, spectrum in spectra:
-        if path in ranks:
-            U_oR, V_Ri = (_stored(factor, model.embed_tokens.weight) for factor in spectrum.factors(ranks[path]))
-            replace_linear(model, path, LowRankLinear(U_oR, V_Ri))
-    return CompressionReport(bytes_before=before, bytes_after=linear_bytes(model), ranks=dict(ranks))
+    before, like = linear_bytes(model), model.embed_tokens.weight
+    members: dict[str, int] = {}
+    for name, spectrum in spectra:
+        if name not in ranks:
+            continue
+        Us_oR, V_Ri = spectrum.member_factors(ranks[name])
+        paths = group_members(name)
+        members |= dict.fromkeys(paths, ranks[name])
+        factors = {path: _stored(U_oR, like) for path, U_oR in zip(paths, Us_oR, strict=True)}
+        if len(paths) == 1:
+            replace_linear(model, paths[0], LowRankLinear(factors[paths[0]], _stored(V_Ri, like)))
+        else:
+            replace_group(model, factors, _stored(V_Ri, like))
+    return CompressionReport(bytes_before=before, bytes_after=linear_bytes(model), ranks=members)
 
 
 def _stored(factor: Tensor, like: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from puna.compression.statistics import collect_statistics
 from puna.errors import BadData, UsageError
 from puna.evaluation.agreement import Difference, added_nats
 from puna.evaluation.perplexity import Likelihood, evaluate_text
+from puna.jobs.factoring import Allocation, Method, choose_ranks, decompositions
 from puna.jobs.load import find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
@@ -42,7 +43,6 @@ __all__ = [
     "compress_rows",
 ]
 
-Method = Literal["auto", "svd", "whitened"]
 _DEFAULT_KEEP = 0.8
 _PIECE_BYTES = 1 << 14
 _WINDOWS, _WINDOW = 128, 512
@@ -50,12 +50,16 @@ _WINDOWS, _WINDOW = 128, 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressRecipe:
-    """What to do to which model. `keep` is the kept share of the stored bits of the block Linears."""
+    """What to do to which model. `keep` is the kept share of the stored bits of the block Linears.
+
+    allocation: how it is shared out; None: `greedy` for method auto, `uniform` for a method by its name.
+    """
 
     model: Path
     calibration: Path | None = None
     method: Method = "auto"
     keep: float | None = None
+    allocation: Allocation | None = None
     quantize: Literal["int8"] | None = None
     evaluate: Path | None = None
 
@@ -64,14 +68,23 @@ class CompressRecipe:
             raise UsageError(f"--keep: expected a share above 0 and at most 1, got {self.keep}", "0.8 keeps 80 %")
         if self.keep is not None and self.quantize is not None:
             raise UsageError("--keep together with --quantize is not built yet", "choose one of them")
+        if self.allocation is not None and self.quantize is not None:
+            raise UsageError("--allocation together with --quantize is not built yet", "choose one of them")
+        if self.allocation == "greedy" and self.calibration is None:
+            raise UsageError("--allocation greedy needs --calibration", "what a matrix is worth is measured on it")
         if self.method != "auto" and self.quantize is not None:
             raise UsageError(f"--method {self.method} together with --quantize is not built yet", "choose one of them")
-        if self.quantize is None and self.method != "svd" and self.calibration is None:
+        if self.needs_calibration and self.calibration is None:
             raise UsageError(
                 f"--method {self.method} needs --calibration", "name a text of the kind the model will see"
             )
         if self.calibration is None and self.evaluate is None:
             raise UsageError("expected --calibration or --evaluate", "a text is needed to measure the added nats")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether something is fitted to a text."""
+        return self.quantize is None and (self.method != "svd" or self.allocation == "greedy")
 
     @property
     def wanted(self) -> float | None:
@@ -126,11 +139,10 @@ def compress(recipe: CompressRecipe, out: Path, *, device: str = "auto") -> Comp
         fitting, judging = _texts(recipe)
         before = evaluate_text(model, tokenizer, *judging)
         sizes = _parameters(model), _bytes(model)
-        method = "int8" if recipe.quantize else "svd" if recipe.method == "svd" else "whitened"
-        grams = _grams(model, tokenizer, fitting) if method == "whitened" else None
-        ranks = _shrink(model, method, recipe.wanted, decompose_linears(model, grams))
+        ranks = _shrink(model, recipe, tokenizer, fitting)
         difference = added_nats(before, evaluate_text(model, tokenizer, *judging))
-        record = _record(method, recipe.wanted, fitting if grams is not None else None, source)
+        method = recipe.quantize or ("kfac" if recipe.method == "auto" else recipe.method)
+        record = _record(method, recipe.wanted, fitting if recipe.needs_calibration else None, source)
         save_folder(model, out / "model", tokenizer, record)
         result = CompressResult(
             method=method,
@@ -210,7 +222,11 @@ def _try(
     spectra: Mapping[str, Spectrum],
 ) -> Compressed:
     smaller = copy.deepcopy(model)
-    ranks = _shrink(smaller, method, keep, spectra.items())
+    if keep is None:
+        quantize_int8(smaller)
+        ranks = {}
+    else:
+        ranks = compress_low_rank(smaller, spectra.items(), uniform_ranks(model.config, keep)).ranks
     difference: Difference = added_nats(before, evaluate_text(smaller, tokenizer, *texts))
     return Compressed(
         method=method,
@@ -223,13 +239,18 @@ def _try(
     )
 
 
-def _shrink(model: Llama, method: str, keep: float | None, spectra: Iterable[tuple[str, Spectrum]]) -> dict[str, int]:
-    """Apply one method in place; return the ranks of what was factorised."""
-    if keep is None:
-        assert method == "int8"
+def _shrink(model: Llama, recipe: CompressRecipe, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
+    """Do in place what the recipe asks for; return by path the ranks of what was factorised."""
+    if recipe.wanted is None:
         quantize_int8(model)
         return {}
-    return compress_low_rank(model, spectra, uniform_ranks(model.config, keep)).ranks
+    windows: list[Tensor] = []
+    if recipe.needs_calibration:
+        windows = calibration_windows(tokenizer, texts, min(_WINDOW, model.config.max_seq_len))
+    spectra = dict(decompositions(model, recipe.method, windows))
+    allocation = recipe.allocation or ("greedy" if recipe.method == "auto" else "uniform")
+    ranks = choose_ranks(model, spectra, recipe.wanted, allocation, windows)
+    return compress_low_rank(model, spectra.items(), ranks).ranks
 
 
 def _refuse_compressed(model: Llama, source: Path) -> None:
@@ -263,11 +284,6 @@ def _texts(recipe: CompressRecipe) -> tuple[list[str], list[str]]:
                 "calibration: too little text to hold a tenth of it out", "give more text, or --evaluate FILE"
             )
     return [document.text for document in fitting], [document.text for document in judging]
-
-
-def _grams(model: Llama, tokenizer: Tokenizer, texts: Sequence[str]) -> Mapping[str, Tensor]:
-    window = min(_WINDOW, model.config.max_seq_len)
-    return collect_statistics(model, calibration_windows(tokenizer, texts, window)).grams
 
 
 def _parameters(model: Llama) -> int:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from puna.compression.groups import group_members, linear_groups
 from puna.compression.statistics import collect_statistics, collect_two_sided_statistics
 from puna.errors import BadData, UsageError
+from puna.model.linears.derived import value_of
 from puna.model.llama import Llama
 from puna.model.loss import chunked_nats
 from puna.model.surgery import get_linear, named_linears
@@ -30,7 +31,9 @@ def output_gradients(model: Llama, ids: Tensor) -> dict[str, Tensor]:
         handles.append(linear.register_forward_hook(lambda _, __, y, path=path: y + moves[path]))
     with pytest.MonkeyPatch.context() as patch:  # each Linear by itself, so that its hook is asked
         for module in ("attention", "feed_forward"):
-            patch.setattr(f"puna.model.{module}.project_together", lambda x, *ls: tuple(linear(x) for linear in ls))
+            patch.setattr(
+                f"puna.model.{module}.project_together", lambda x, *ls: tuple(linear(value_of(x)) for linear in ls)
+            )
         logits = model(ids)
     F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
     for handle in handles:

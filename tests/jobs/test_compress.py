@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from puna.compression.allocation import linear_bytes
 from puna.errors import BadData, CheckpointMismatch, UsageError
 from puna.evaluation.perplexity import evaluate_text
 from puna.jobs.compress import CompressRecipe, calibration_windows, compare, compress, compress_rows
 from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.show import show
+from puna.model.surgery import get_linear
 from puna.weights.loading import weights_sha256
 from puna.weights.safetensors_file import read_tensor_headers
 
@@ -31,7 +33,11 @@ def recipe_for(world, **given) -> CompressRecipe:
     ("given", "method"),
     [
         ({"method": "svd", "calibration": None}, "svd"),
-        ({}, "whitened"),
+        ({}, "kfac"),
+        ({"method": "asvd"}, "asvd"),
+        ({"method": "whitened"}, "whitened"),
+        ({"method": "kfac", "allocation": "greedy"}, "kfac"),
+        ({"method": "svd", "allocation": "greedy"}, "svd"),
         ({"quantize": "int8", "calibration": None}, "int8"),
     ],
 )
@@ -50,7 +56,7 @@ def test_what_is_said_to_be_smaller_is_smaller(world, runs: Path, given, method:
     assert record is not None
     assert (record["method"], record["keep"]) == (method, None if method == "int8" else 0.8)
     assert record["base_sha256"] == weights_sha256(world.run / "model")
-    assert (record["calibration_sha256"] is None) == (method != "whitened")
+    assert (record["calibration_sha256"] is None) == (given.get("calibration", "") is None)
     assert all(isinstance(text, str) for row in compress_rows(result, "zh") for text in row)
     page = RunFolder(runs / "a").report.read_text()
     assert all(part in page for part in ("Compression: a", "Its size", "<svg"))
@@ -71,10 +77,27 @@ def test_keeping_everything_keeps_the_model(world, runs: Path) -> None:
 
 def test_the_last_tenth_of_the_calibration_text_judges_where_no_other_does(world, runs: Path) -> None:
     result = compress(CompressRecipe(model=world.run / "model", calibration=world.text), runs / "a")
-    assert result.method == "whitened"
+    assert result.method == "kfac"
     assert compress(CompressRecipe(model=world.run / "model", calibration=world.text), runs / "a").ranks == result.ranks
     with pytest.raises(CheckpointMismatch, match="another recipe"):
         compress(CompressRecipe(model=world.run / "model", calibration=world.text, keep=0.5), runs / "a")
+
+
+@pytest.mark.parametrize("given", [{}, {"method": "kfac", "allocation": "greedy"}, {"method": "kfac"}])
+@pytest.mark.parametrize("keep", [0.7, 0.4])
+def test_the_budget_is_kept_and_nearly_spent(world, runs: Path, given, keep: float) -> None:
+    result = compress(recipe_for(world, keep=keep, **given), runs / "a")
+    dense = linear_bytes(load(world.run).llama)
+    share = linear_bytes(load(runs / "a").llama) / dense
+    assert keep - 0.1 < share <= keep
+    assert result.bytes_before - result.bytes_after == round((1 - share) * dense)
+
+
+def test_auto_shares_the_first_factor_of_what_reads_one_input(world, runs: Path) -> None:
+    compress(recipe_for(world, keep=0.4), runs / "a")
+    llama = load(runs / "a").llama
+    gate, up = (get_linear(llama, f"layers.0.mlp.{name}") for name in ("gate_proj", "up_proj"))
+    assert gate.V is up.V
 
 
 def test_a_compressed_model_can_be_compressed_again(world, runs: Path) -> None:
@@ -93,6 +116,8 @@ def test_a_compressed_model_can_be_compressed_again(world, runs: Path) -> None:
         ({"keep": 1.1}, "--keep: expected a share"),
         ({"keep": float("nan")}, "--keep: expected a share"),
         ({"keep": 0.5, "quantize": "int8"}, "--keep together with --quantize"),
+        ({"allocation": "greedy", "quantize": "int8"}, "--allocation together with --quantize"),
+        ({"allocation": "greedy", "method": "svd", "calibration": None}, "--allocation greedy needs --calibration"),
         ({"method": "svd", "quantize": "int8"}, "--method svd together with --quantize"),
         ({"calibration": None}, "--method auto needs --calibration"),
         ({"calibration": None, "evaluate": None, "method": "svd"}, "expected --calibration or --evaluate"),

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from puna.model.linears.adapter import LoraSettings, Start
 from puna.model.linears.fused import fused_linears, fused_paths
 from puna.model.linears.group import project_together
 from puna.model.linears.kind import AnyLinear
+from puna.model.linears.lora import LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
 
 WIDTHS, D_IN, RANK = (8, 4, 6), 12, 3
@@ -68,6 +70,27 @@ def test_the_shared_factor_multiplies_once(grad: bool) -> None:
         assert product_flops(*linears) == 2 * tokens * RANK * (D_IN + sum(WIDTHS))
         two = 2 * tokens * (RANK * (D_IN + WIDTHS[0] + WIDTHS[2]) + D_IN * WIDTHS[1])
         assert product_flops(linears[0], dense, linears[2]) == two
+
+
+@pytest.mark.parametrize("start", ["zeros", "pissa"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_beneath_adapters_it_multiplies_once_and_each_computes_what_it_does_alone(grad: bool, start: Start) -> None:
+    settings, x = LoraSettings(rank=2, alpha=6.0, targets=(), start=start), inputs().requires_grad_()
+    loras = [LoraLinear(linear, settings).double() for linear in group()]
+    assert len({id(lora.base.V) for lora in loras}) == 1
+    for lora in loras:
+        nn.init.normal_(lora.B, generator=torch.Generator().manual_seed(3))
+    with torch.set_grad_enabled(grad):
+        with FlopCounterMode(display=False) as together:
+            outputs = project_together(x, *loras)
+        with FlopCounterMode(display=False) as alone:
+            expected = [lora(x) for lora in loras]
+        assert alone.get_total_flops() - together.get_total_flops() == 2 * 2 * 10 * RANK * D_IN
+    leaves = (x, *(factor for lora in loras for factor in (lora.A, lora.B)))
+    upstream = [torch.ones_like(y) for y in expected]
+    found = [torch.autograd.grad(ys, leaves, upstream) if grad else () for ys in (outputs, expected)]
+    for got, wanted in zip((*outputs, *found[0]), (*expected, *found[1]), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_it_is_one_parameter_that_stays_shared() -> None:

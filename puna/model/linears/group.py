@@ -44,16 +44,19 @@ def dense_products(x: Tensor | Derived, *weights_oi: Tensor) -> tuple[Tensor, ..
 
 
 def _fused_products(x: Tensor | Derived, linears: tuple[AnyLinear, ...]) -> dict[AnyLinear, Tensor]:
-    """The outputs of those Linears that share their V with another."""
-    members: dict[Tensor, list[LowRankLinear]] = {}
+    """The outputs of those Linears, bare or beneath a LoRA, that share their V with another."""
+    members: dict[Tensor, list[tuple[AnyLinear, LowRankLinear]]] = {}
     for linear in linears:
-        if isinstance(linear, LowRankLinear):
-            members.setdefault(linear.V, []).append(linear)
+        base = linear.base if type(linear) is LoraLinear else linear
+        if isinstance(base, LowRankLinear):
+            members.setdefault(base.V, []).append((linear, base))
     products: dict[AnyLinear, Tensor] = {}
     for V_Ri, group in members.items():
         if len(group) > 1:
             (middle,) = dense_products(x, V_Ri)
-            products |= zip(group, dense_products(middle, *(linear.U for linear in group)), strict=True)
+            outputs = dense_products(middle, *(base.U for _, base in group))
+            for (linear, _), y in zip(group, outputs, strict=True):
+                products[linear] = linear.beside(value_of(x), y) if isinstance(linear, LoraLinear) else y
     return products
 
 

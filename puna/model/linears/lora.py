@@ -45,7 +45,10 @@ class LoraLinear(LinearKind):
         """Args: x (..., d_in). Returns: (..., d_out)."""
         if self.is_plain and torch.is_grad_enabled():
             return adapted_products(x, self)[0]
-        y: Tensor = self.base(x)
+        return self.beside(x, self.base(x))
+
+    def beside(self, x: Tensor, y: Tensor) -> Tensor:
+        """The output, given the base's y (..., d_out) of the same input; a DoRA's before its scaling."""
         middle = F.linear(x, self.A.to(x.dtype)) * self.scale
         B = self.B.to(x.dtype)
         if self.A0 is None or self.B0 is None:  # one pass over y: the sum is formed inside the product
