@@ -85,7 +85,7 @@ def peak_memory(config: ModelConfig, settings: Settings, runtime_bytes: int = RU
     passing = {"activations": kept + max(0, block - loss), "logits": loss}
     if isinstance(settings.method, FullTraining) and settings.is_own and not settings.accumulates:
         table = states["gradients"] // parameter_count(config) * config.vocab_size * config.dim
-        last = block + (0 if settings.checkpointing else layer_bytes(config, settings))
+        last = block + (0 if settings.checkpointing else layer_bytes(config, settings)) + _shared(config, settings)
         ending = max(0, last - (0 if config.tied_embeddings else table))  # the embedding's gradient comes last of all
         if table + sum(passing.values()) > states["gradients"] + ending:
             states["gradients"] = table
@@ -176,14 +176,18 @@ def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:
 
 
 def _kept(config: ModelConfig, settings: Settings) -> int:
-    """Everything held from forward to backward; in our own loop also the rotation angles."""
+    """Everything held from forward to backward."""
     block_input = settings.compute_bytes * config.dim * settings.tokens
     layers = config.n_layers * (block_input if settings.checkpointing else layer_bytes(config, settings))
+    return layers + _shared(config, settings)
+
+
+def _shared(config: ModelConfig, settings: Settings) -> int:
+    """What all layers read: a packed batch's mask; in our own loop also the rotation angles."""
     mask = settings.product_bytes * settings.tokens * settings.seq if settings.packed else 0
     if not settings.is_own:
-        return layers + mask
-    angles = 4 * (settings.tokens if settings.packed else settings.seq) * config.head_dim
-    return layers + mask + angles
+        return mask
+    return mask + 4 * (settings.tokens if settings.packed else settings.seq) * config.head_dim
 
 
 def _loss_phase(config: ModelConfig, settings: Settings) -> int:

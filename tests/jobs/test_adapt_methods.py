@@ -98,7 +98,7 @@ def compressed(world, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A run folder of a compressed model."""
     run = tmp_path / "compressed"
     if request.param == "low rank":
-        compress(CompressRecipe(model=world.run / "model", calibration=world.text, keep=0.5), run)
+        compress(CompressRecipe(model=world.run / "model", calibration=world.text, keep=0.5, method="whitened"), run)
     else:
         loaded = load(world.run)
         save_folder(fuse(loaded.llama, rank=24), run / "model", loaded.tokenizer)
