@@ -230,7 +230,7 @@ def test_whitened_adds_fewer_nats_than_plain_to_a_real_model_at_every_size(real:
     grams = collect_statistics(model, calibration.split(8)).grams
     spectra = {"plain": dict(decompose_linears(model)), "whitened": dict(decompose_linears(model, grams))}
     dense = window_nats(model, held_out)
-    for keep in (0.9, 0.8, 0.6):
+    for keep in (0.9, 0.6):
         added = {}
         for method, components in spectra.items():
             small = copy.deepcopy(model)
@@ -243,7 +243,7 @@ def test_whitened_adds_fewer_nats_than_plain_to_a_real_model_at_every_size(real:
 
 def test_int8_adds_at_most_a_hundredth_of_a_nat_to_a_real_model(real: tuple[Llama, Tensor, Tensor]) -> None:
     model, _, held_out = real
-    held_out = held_out[::4]  # without instructions for it an integer product takes thirty times a float one's time
+    held_out = held_out[::8]  # without instructions for it an integer product takes thirty times a float one's time
     rounded = copy.deepcopy(model)
     quantize_int8(rounded)
     mean, half = mean_and_half_interval(window_nats(rounded, held_out) - window_nats(model, held_out))

@@ -17,7 +17,7 @@ PARTS = {
     "generate": 0.3,
     "report": 0.05,
 }
-COUNT, NIGHTLY_COUNT = 3, 10
+COUNT, NIGHTLY_COUNT = 2, 10
 IS_NIGHTLY = os.environ.get("PUNA_COUNTS") == "nightly"  # then on the default text; else a job of some 18 seconds
 
 
