@@ -15,11 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from puna.adaptation.records import RecordSettings
 from puna.adaptation.rows import RecordSource, Row, collate
-from puna.adaptation.targets import attach, detach, named_loras
+from puna.adaptation.targets import attach, detach, relative_update
 from puna.arch.modules import LINEARS
 from puna.evaluation.perplexity import evaluate_text, evaluate_windows
 from puna.jobs.adapt_data import pack_data
@@ -76,15 +74,10 @@ def run(loaded: LoadedModel, rows: list[Row], judge: Judge, steps: int, choice: 
     source = RecordSource(rows, BATCH, BATCH, seed=0)
     run_loop(loaded.llama, build_optimizer(loaded.llama, config), source, config, TrainState(), hooks)
     seconds, (new, old) = time.monotonic() - started, judge()
-    update = whole = 0.0
-    with torch.no_grad():
-        for _, module in named_loras(loaded.llama):
-            base = module.base_weight()
-            update += float((module.dense_weight() - base).square().sum())
-            whole += float(base.square().sum())
+    update = relative_update(loaded.llama)
     detach(loaded.llama)
     return {
-        **choice, "new": round(new, 4), "old": round(old, 4), "relative_update": round((update / whole) ** 0.5, 4),
+        **choice, "new": round(new, 4), "old": round(old, 4), "relative_update": round(update, 4),
         "seconds": round(seconds, 1),
     }  # fmt: skip
 
@@ -99,7 +92,8 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=("grid", "rates"), default=["grid", "rates"])
     arguments = parser.parse_args()
     loaded = load(arguments.model)
-    rows, judged, _ = pack_data([arguments.records], None, RecordSettings(), loaded, seq=SEQ, anyway=True)
+    packed = pack_data([arguments.records], None, RecordSettings(), loaded, seq=SEQ, anyway=True)
+    rows, judged = packed.rows, [row for rows in packed.held_out.values() for row in rows]
     text = arguments.old.read_text(encoding="utf-8")[-OLD_CHARACTERS:]
     judge = Judge(loaded, judged[:JUDGED_ROWS], text)
     new, old = judge()

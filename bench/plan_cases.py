@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from train import CONFIG
 
 from puna.adaptation.targets import attach
 from puna.arch.config import ModelConfig
 from puna.arch.modules import EMBEDDING, HEAD, LINEARS, linear_paths, match_linears
 from puna.model.linears.adapter import LoraSettings
-from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
 from puna.model.positions import rope_frequencies
@@ -25,17 +26,7 @@ from puna.training.config import Precision
 
 __all__ = ["FIXED", "JUDGED", "Case", "build", "settings_of"]
 
-MODEL = ModelConfig(
-    vocab_size=8192,
-    dim=512,
-    n_layers=8,
-    n_heads=8,
-    n_kv_heads=2,
-    head_dim=64,
-    ffn_dim=1408,
-    max_seq_len=4096,
-    tied_embeddings=False,
-)
+MODEL = replace(CONFIG, max_seq_len=4096)
 WIDE = replace(MODEL, dim=1024, n_heads=16, n_kv_heads=4, ffn_dim=2816)
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {}, "rslora": {"rank_stabilized": True}, "dora": {"magnitudes": True}, "pissa": {"start": "pissa"},
@@ -187,7 +178,7 @@ def build(case: Case) -> Llama:
     for path in paths:
         linear = get_linear(model, path)
         weight = torch.empty(linear.out_features, linear.in_features, dtype=dtype).normal_(0, 0.02)
-        replace_linear(model, path, (Int8Linear if case.base == "int8" else Nf4Linear).from_dense(weight))
+        replace_linear(model, path, (Int8WeightLinear if case.base == "int8" else Nf4Linear).from_dense(weight))
     for name, weight in list(model.named_parameters()):
         parent, _, own = name.rpartition(".")
         drawn = torch.empty(weight.shape, dtype=dtype).normal_(1.0 if weight.dim() == 1 else 0.0, 0.02)

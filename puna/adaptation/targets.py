@@ -20,7 +20,7 @@ from puna.model.linears.lora import DoraLinear, LoraEmbedding, LoraLinear, lora_
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear, replace_linear
 
-__all__ = ["adapter_of", "attach", "attach_adapter", "detach", "named_loras", "put_back"]
+__all__ = ["adapter_of", "attach", "attach_adapter", "detach", "named_loras", "put_back", "relative_update"]
 
 _OTHER_BASE = "use the base model that the adapter was trained on"
 
@@ -111,6 +111,17 @@ def named_loras(model: Llama) -> Iterator[tuple[str, LoraLinear | LoraEmbedding]
         module = model.get_submodule(path)
         if isinstance(module, LoraLinear | LoraEmbedding):
             yield path, module
+
+
+@torch.no_grad()
+def relative_update(model: Llama) -> float:
+    """|dW| / |W| over all that the adapter stands beside, Frobenius."""
+    update = whole = 0.0
+    for _, lora in named_loras(model):
+        base = lora.base_weight()
+        update += float((lora.dense_weight() - base).square().sum())
+        whole += float(base.square().sum())
+    return float((update / whole) ** 0.5)
 
 
 def _put(model: Llama, path: str, module: nn.Module) -> None:

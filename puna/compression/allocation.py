@@ -5,13 +5,15 @@
 Source: docs/compression.md sections 0 and 1.
 """
 
+from collections.abc import Mapping
+
 from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS, linear_path, linear_shapes
-from puna.errors import UsageError
+from puna.compression.hulls import check_keep
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears
 
-__all__ = ["linear_bytes", "uniform_rank", "uniform_ranks"]
+__all__ = ["linear_bytes", "same_share", "uniform_rank", "uniform_ranks"]
 
 
 def uniform_rank(shape: tuple[int, int], keep: float) -> int | None:
@@ -27,15 +29,19 @@ def uniform_ranks(config: ModelConfig, keep: float) -> dict[str, int]:
     Args:   keep: kept share of the stored bits of the block Linears, 0 < keep <= 1; 1 leaves every one dense.
     Errors: UsageError: keep outside its range.
     """
-    if not 0 < keep <= 1:
-        raise UsageError(f"keep: expected more than 0 and at most 1, got {keep}", "0.8 keeps 80 % of the stored bits")
-    ranks = {name: uniform_rank(shape, keep) for name, shape in linear_shapes(config).items()}
-    return {
-        linear_path(layer, name): rank
-        for layer in range(config.n_layers)
-        for name in LINEARS
-        if (rank := ranks[name]) is not None
-    }
+    shapes = linear_shapes(config)
+    return same_share(
+        {linear_path(layer, name): shapes[name] for layer in range(config.n_layers) for name in LINEARS}, keep
+    )
+
+
+def same_share(shapes: Mapping[str, tuple[int, int]], keep: float) -> dict[str, int]:
+    """Ranks by name at the same kept share of every (d_out, d_in) matrix; a name that is absent stays dense.
+
+    Errors: UsageError: keep outside its range.
+    """
+    check_keep(keep)
+    return {name: rank for name, shape in shapes.items() if (rank := uniform_rank(shape, keep)) is not None}
 
 
 def linear_bytes(model: Llama) -> int:

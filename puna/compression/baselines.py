@@ -10,7 +10,7 @@ Sources: Yuan et al. 2023, arXiv:2312.05821; Wang et al. 2024, arXiv:2403.07378;
 import torch
 from torch import Tensor
 
-from puna.compression.low_rank import Spectrum
+from puna.compression.low_rank import Spectrum, balanced
 from puna.errors import BadData
 
 __all__ = ["decompose_cholesky", "decompose_scaled"]
@@ -23,7 +23,7 @@ def decompose_scaled(weight_oi: Tensor, magnitude_i: Tensor, alpha: float = 0.5)
     """ASVD. Args: magnitude_i: mean of abs(x) of each input channel. The energies are those of W T, not of any output."""
     weight, scale_i = weight_oi.double(), magnitude_i.double().pow(alpha).clamp_min(_LEAST_SCALE)
     P_oK, s_K, Qt_Ki = torch.linalg.svd(weight * scale_i, full_matrices=False)
-    return _spectrum(P_oK, s_K, Qt_Ki / scale_i)
+    return balanced(P_oK, s_K, Qt_Ki / scale_i)
 
 
 @torch.no_grad()
@@ -42,11 +42,4 @@ def decompose_cholesky(weight_oi: Tensor, gram_ii: Tensor, damping: float = 0.0)
             "raise the damping, or use the whitened solver",
         )
     P_oK, s_K, Qt_Ki = torch.linalg.svd(weight_oi.double() @ factor_ii, full_matrices=False)
-    return _spectrum(P_oK, s_K, torch.linalg.solve_triangular(factor_ii, Qt_Ki, upper=False, left=False))
-
-
-def _spectrum(P_oK: Tensor, s_K: Tensor, right_Ki: Tensor) -> Spectrum:
-    root_K = s_K.sqrt()
-    return Spectrum(
-        left_oK=P_oK * root_K, right_Ki=root_K[:, None] * right_Ki, energy_K=s_K.square(), rows=(len(P_oK),)
-    )
+    return balanced(P_oK, s_K, torch.linalg.solve_triangular(factor_ii, Qt_Ki, upper=False, left=False))

@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 
 from puna.errors import UsageError
 
-__all__ = ["Allocation", "Matrix", "Option", "allocate_ranks", "lower_hull", "rank_options", "spend"]
+__all__ = ["Allocation", "Matrix", "Option", "allocate_ranks", "check_keep", "lower_hull", "rank_options", "spend"]
 
 _STEP, _SMALL_STEP, _SMALL = 16, 8, 512
 _FLOOR = 0.5  # of the uniform rank: without a floor allocation is worse than uniform (arXiv:2604.01609)
@@ -63,8 +63,7 @@ def allocate_ranks(
             floor: the least rank of each, as a share of what it would have at the same share everywhere.
     Errors: UsageError: keep or floor outside its range; a weight's name that is no matrix; no choice fits the budget.
     """
-    if not 0 < keep <= 1:
-        raise UsageError(f"keep: expected more than 0 and at most 1, got {keep}", "0.8 keeps 80 % of the stored bits")
+    check_keep(keep)
     if not 0 <= floor <= 1:
         raise UsageError(f"floor: expected 0 to 1, got {floor}", "0.5 is half of the uniform rank")
     weights = {} if weights is None else weights
@@ -75,6 +74,12 @@ def allocate_ranks(
         for name, matrix in matrices.items()
     }
     return spend(hulls, int(keep * sum(matrix.dense for matrix in matrices.values())))
+
+
+def check_keep(keep: float) -> None:
+    """Errors: UsageError: a kept share outside 0 < keep <= 1."""
+    if not 0 < keep <= 1:
+        raise UsageError(f"keep: expected more than 0 and at most 1, got {keep}", "0.8 keeps 80 % of the stored bits")
 
 
 def rank_options(matrix: Matrix, least: float, weight: float = 1.0) -> list[Option]:

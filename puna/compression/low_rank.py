@@ -30,6 +30,7 @@ __all__ = [
     "CompressionReport",
     "Damping",
     "Spectrum",
+    "balanced",
     "compress_low_rank",
     "decompose",
     "decompose_group",
@@ -109,9 +110,7 @@ def decompose(
     """
     weight = weight_oi.double()
     if gram_ii is None and gradient_gram_oo is None:
-        P_oK, s_K, Qt_Ki = torch.linalg.svd(weight, full_matrices=False)
-        root_K = s_K.sqrt()
-        return _spectrum(P_oK * root_K, root_K[:, None] * Qt_Ki, s_K.square())
+        return balanced(*torch.linalg.svd(weight, full_matrices=False))
     if damping is None:
         damping = _WHITENED if gradient_gram_oo is None else _TWO_SIDED
     Q_oK, R_Ki = torch.linalg.qr(weight)
@@ -124,6 +123,12 @@ def decompose(
     root_KK, inverse_KK = _roots(_plus_diagonal(Q_oK.T @ gradient_oo @ Q_oK, extra))
     energy_K, P_KK = _eigenpairs(root_KK @ S_KK @ root_KK)
     return _spectrum(Q_oK @ (inverse_KK @ P_KK), P_KK.T @ root_KK @ R_Ki, energy_K)
+
+
+def balanced(P_oK: Tensor, s_K: Tensor, right_Ki: Tensor) -> Spectrum:
+    """P S Q, the singular values shared out between both sides; their squares are the losses."""
+    root_K = s_K.sqrt()
+    return _spectrum(P_oK * root_K, root_K[:, None] * right_Ki, s_K.square())
 
 
 def decompose_group(

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from puna.compression.groups import group_members
-from puna.compression.low_rank import Spectrum
+from puna.compression.low_rank import Spectrum, compress_low_rank
 from puna.errors import BadData
 from puna.model.linears.kind import AnyLinear
-from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear, replace_linear
 
@@ -42,7 +41,8 @@ def reference_costs(
     costs = {}
     for name, rank in ranks.items():
         tail = spectra[name].loss(rank)
-        kept = _cut(model, name, spectra[name], rank)
+        kept = {path: get_linear(model, path) for path in group_members(name)}
+        compress_low_rank(model, [(name, spectra[name])], {name: rank})
         try:
             pairs = zip(dense, (model.hidden(ids_BT) for ids_BT in windows), strict=True)
             nats = sum(_summed_kl(model.lm_head, *pair) for pair in pairs)
@@ -51,15 +51,6 @@ def reference_costs(
                 replace_linear(model, path, linear)
         costs[name] = max(0.0, nats) / tokens / tail if tail > 0 else 0.0
     return costs
-
-
-def _cut(model: Llama, name: str, spectrum: Spectrum, rank: int) -> dict[str, AnyLinear]:
-    """Put a matrix's factors, or each member's of a group, into the model; return what stood there."""
-    paths, (Us_oR, V_Ri) = group_members(name), spectrum.member_factors(rank)
-    kept = {path: get_linear(model, path) for path in paths}
-    for path, U_oR in zip(paths, Us_oR, strict=True):
-        replace_linear(model, path, LowRankLinear(U_oR.to(model.norm.weight), V_Ri.to(model.norm.weight)))
-    return kept
 
 
 def _summed_kl(head: AnyLinear, first_BTD: Tensor, second_BTD: Tensor) -> float:

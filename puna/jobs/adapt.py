@@ -8,7 +8,7 @@ import torch
 
 from puna.adaptation.rows import RecordSource, rows_sha256
 from puna.adaptation.streaming import stream_layers
-from puna.adaptation.targets import adapter_of, attach, named_loras
+from puna.adaptation.targets import adapter_of, attach, relative_update
 from puna.arch.config import ModelConfig
 from puna.jobs.adapt_data import PackedData, pack_data
 from puna.jobs.adapt_judge import AnsweredPrompt, Judge
@@ -159,7 +159,7 @@ def _result(
         validation_by_source=read_history(folder.metrics).by_source_at(change.step),
         change=change,
         answers=answers,
-        relative_update=None if recipe.lora is None or recipe.is_streamed else _relative_update(loaded),
+        relative_update=None if recipe.lora is None or recipe.is_streamed else relative_update(loaded.llama),
         peak_bytes=state.peak_bytes,
         planned_peak_bytes=planned_memory(recipe, loaded.config).total,
         records=packed.counts,
@@ -167,14 +167,3 @@ def _result(
         adapter=None if recipe.lora is None else str(folder.path / "adapter"),
         model=str(folder.path / "model") if recipe.lora is None else None,
     )
-
-
-@torch.no_grad()
-def _relative_update(loaded: LoadedModel) -> float:
-    """|dW| / |W| over all that the adapter stands beside, Frobenius."""
-    update = whole = 0.0
-    for _, lora in named_loras(loaded.llama):
-        base = lora.base_weight()
-        update += float((lora.dense_weight() - base).square().sum())
-        whole += float(base.square().sum())
-    return float((update / whole) ** 0.5)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from puna.compression.allocation import uniform_ranks
-from puna.compression.low_rank import Spectrum, compress_low_rank, decompose_linears
+from puna.compression.low_rank import Spectrum, compress_low_rank
 from puna.compression.rounding import quantize_int8
-from puna.compression.statistics import collect_statistics
 from puna.errors import BadData, UsageError
 from puna.evaluation.agreement import Difference, added_nats
 from puna.evaluation.perplexity import Likelihood, evaluate_text
-from puna.jobs.factoring import Allocation, Method, choose_ranks, decompositions
+from puna.jobs.factoring import Allocation, Method, decompositions, factorise
 from puna.jobs.load import find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
@@ -184,10 +183,10 @@ def compare(
     keeps: Sequence[float],
 ) -> list[Compressed]:
     """Both methods at several sizes, and int8: each on a copy of the model, all judged on the same texts."""
-    grams = collect_statistics(model, windows).grams
     results = []
-    for method, statistics in (("svd", None), ("whitened", grams)):
-        spectra = dict(decompose_linears(model, statistics))
+    methods: tuple[Method, ...] = ("svd", "whitened")
+    for method in methods:
+        spectra = dict(decompositions(model, method, windows))
         for keep in keeps:
             results.append(_try(model, tokenizer, before, texts, method, keep, spectra))
     return [*results, _try(model, tokenizer, before, texts, "int8", None, {})]
@@ -247,10 +246,8 @@ def _shrink(model: Llama, recipe: CompressRecipe, tokenizer: Tokenizer, texts: S
     windows: list[Tensor] = []
     if recipe.needs_calibration:
         windows = calibration_windows(tokenizer, texts, min(_WINDOW, model.config.max_seq_len))
-    spectra = dict(decompositions(model, recipe.method, windows))
     allocation = recipe.allocation or ("greedy" if recipe.method == "auto" else "uniform")
-    ranks = choose_ranks(model, spectra, recipe.wanted, allocation, windows)
-    return compress_low_rank(model, spectra.items(), ranks).ranks
+    return factorise(model, recipe.method, recipe.wanted, allocation, windows)
 
 
 def _refuse_compressed(model: Llama, source: Path) -> None:
