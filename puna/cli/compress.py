@@ -45,11 +45,12 @@ def compress(
         threads: CPU threads; 0 leaves torch's choice.
     """
     from puna.jobs import compress as job
+    from puna.jobs.compress_recipe import CompressRecipe
     from puna.jobs.load import find_model
     from puna.jobs.machine import use_threads
 
     use_threads(threads)
-    recipe = job.CompressRecipe(
+    recipe = CompressRecipe(
         model=find_model(model),
         calibration=calibration,
         method=method,

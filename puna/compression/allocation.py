@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS, linear_path, linear_shapes
 from puna.compression.hulls import check_keep
-from puna.model.llama import Llama
-from puna.model.surgery import named_linears
 
-__all__ = ["linear_bytes", "same_share", "uniform_rank", "uniform_ranks"]
+__all__ = ["same_share", "uniform_rank", "uniform_ranks"]
 
 
 def uniform_rank(shape: tuple[int, int], keep: float) -> int | None:
@@ -42,10 +40,3 @@ def same_share(shapes: Mapping[str, tuple[int, int]], keep: float) -> dict[str, 
     """
     check_keep(keep)
     return {name: rank for name, shape in shapes.items() if (rank := uniform_rank(shape, keep)) is not None}
-
-
-def linear_bytes(model: Llama) -> int:
-    """Bytes that the block Linears store, of whatever kind: weights, factors and scales; a shared factor once."""
-    linears = [linear for _, linear in named_linears(model)]
-    tensors = {id(tensor): tensor for linear in linears for tensor in (*linear.parameters(), *linear.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())

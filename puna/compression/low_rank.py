@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from puna.compression.allocation import linear_bytes
 from puna.compression.groups import group_members, linear_groups
+from puna.compression.sizes import linear_bytes
 from puna.errors import UsageError
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear

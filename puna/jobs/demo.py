@@ -22,12 +22,13 @@ from puna.files import lock_folder, remove_folder, staged_folder, sweep_stale, w
 from puna.jobs.adapt import adapt
 from puna.jobs.adapt_recipe import AdaptRecipe
 from puna.jobs.adapt_report import AdaptResult
-from puna.jobs.compress import calibration_windows, compare
+from puna.jobs.calibration import calibration_windows
 from puna.jobs.demo_facts import DemoFacts, Sample, Scores, TextFacts
 from puna.jobs.demo_report import write_report
 from puna.jobs.demo_result import Clock, DemoResult, summarise
 from puna.jobs.demo_text import DemoText, Parts, gather_text, split_text, tell_left_out
 from puna.jobs.doctor import choose_precision
+from puna.jobs.frontier import compare
 from puna.jobs.load import LoadedModel, load
 from puna.jobs.merging import MergeResult, merge
 from puna.jobs.recipe import dump_recipe, fill, read_recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 from puna.evaluation.perplexity import Likelihood
 from puna.generation.decode import Completion
 from puna.jobs.adapt_report import AdaptResult
-from puna.jobs.compress import Compressed
+from puna.jobs.frontier import Compressed
 from puna.jobs.merging import MergeResult
 from puna.jobs.train import TrainResult
 from puna.jobs.train_recipe import TrainRecipe

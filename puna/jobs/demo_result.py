@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from puna.jobs.compress import Compressed
 from puna.jobs.demo_facts import DemoFacts
+from puna.jobs.frontier import Compressed
 from puna.report.numbers import human_seconds
 
 __all__ = [

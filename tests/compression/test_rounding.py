@@ -2,8 +2,8 @@
 
 import torch
 
-from puna.compression.allocation import linear_bytes
 from puna.compression.rounding import quantize_int8
+from puna.compression.sizes import linear_bytes
 from puna.model.linears.int8 import Int8Linear
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears

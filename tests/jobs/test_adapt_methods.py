@@ -14,7 +14,8 @@ from puna.evaluation.perplexity import evaluate_text
 from puna.files import sha256_file
 from puna.jobs.adapt import adapt, planned_memory
 from puna.jobs.adapt_recipe import AdaptRecipe, adapt_recipe, planned_settings, resumed_recipe
-from puna.jobs.compress import CompressRecipe, compress
+from puna.jobs.compress import compress
+from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.convert import convert
 from puna.jobs.load import load
 from puna.jobs.merging import merge

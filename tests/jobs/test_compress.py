@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from puna.compression.allocation import linear_bytes
+from puna.compression.sizes import linear_bytes
 from puna.errors import BadData, CheckpointMismatch, UsageError
 from puna.evaluation.perplexity import evaluate_text
-from puna.jobs.compress import CompressRecipe, calibration_windows, compare, compress, compress_rows
+from puna.jobs.calibration import calibration_windows
+from puna.jobs.compress import compress, compress_rows
+from puna.jobs.compress_recipe import CompressRecipe
+from puna.jobs.frontier import compare
 from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.show import show

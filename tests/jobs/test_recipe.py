@@ -13,7 +13,7 @@ from puna.arch.presets import PRESETS, find_preset
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling
 from puna.errors import UsageError
 from puna.jobs.adapt_recipe import AdaptRecipe
-from puna.jobs.compress import CompressRecipe
+from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.recipe import apply_settings, dump_recipe, fill, read_recipe, section
 from puna.jobs.train_recipe import DataSource, TrainRecipe
 from puna.model.linears.adapter import LoraSettings
