@@ -6,7 +6,8 @@ from typing import Literal
 from cyclopts import App
 
 from puna.cli.console import print_json, print_table
-from puna.cli.options import Json
+from puna.cli.options import Count, Json, RecipeOptions
+from puna.cli.progress import training_progress
 
 __all__ = ["app"]
 
@@ -20,14 +21,19 @@ def compress(
     /,
     *,
     calibration: Path | None = None,
-    method: Literal["auto", "svd", "asvd", "whitened", "kfac"] = "auto",
+    method: Literal["auto", "svd", "asvd", "whitened", "kfac"] | None = None,
     keep: float | None = None,
     allocation: Literal["uniform", "greedy"] | None = None,
     quantize: Literal["int8"] | None = None,
+    heal: float | None = None,
+    batch: int | None = None,
+    seq: Count | None = None,
+    learning_rate: float | None = None,
     evaluate: Path | None = None,
     device: str = "auto",
     threads: int = 0,
     json: Json = False,
+    recipes: RecipeOptions = RecipeOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Make MODEL smaller, write it to OUT/model, and measure what that costs in nats.
 
@@ -40,26 +46,27 @@ def compress(
         keep: kept share of the stored bits of the block Linears; 0.8 if no other lever is named.
         allocation: the same share of every matrix, or ranks of least summed loss; greedy for auto, else uniform.
         quantize: int8 weights, with activations rounded for each token.
+        heal: train the factors for so many seconds on the calibration text to predict what the dense model predicts.
+        batch: rows in a step of healing; 8 where nothing says otherwise.
+        seq: tokens in a row of healing; 512, or the context if that is shorter.
+        learning_rate: of healing, at its peak; 0.001 where nothing says otherwise.
         evaluate: the text that judges; without it the last tenth of the calibration documents.
         device: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one.
         threads: CPU threads; 0 leaves torch's choice.
     """
     from puna.jobs import compress as job
-    from puna.jobs.compress_recipe import CompressRecipe
-    from puna.jobs.load import find_model
+    from puna.jobs.compress_recipe import compress_recipe
     from puna.jobs.machine import use_threads
+    from puna.jobs.train_recipe import training_flags
 
     use_threads(threads)
-    recipe = CompressRecipe(
-        model=find_model(model),
-        calibration=calibration,
-        method=method,
-        keep=keep,
-        allocation=allocation,
-        quantize=quantize,
-        evaluate=evaluate,
-    )
-    result = job.compress(recipe, out, device=device)
+    recipe = compress_recipe(
+        model=model, calibration=calibration, method=method, keep=keep, allocation=allocation, quantize=quantize,
+        evaluate=evaluate, recipe=recipes.recipe, settings=recipes.settings,
+        training=training_flags(seconds=heal, batch=batch, seq=seq, learning_rate=learning_rate),
+    )  # fmt: skip
+    with training_progress("healing") as observer:
+        result = job.compress(recipe, out, device=device, observers=(observer,))
     if json:
         print_json(result)
     else:

@@ -1,13 +1,16 @@
 """Compression: fewer or shorter numbers for the same model, and what that costs in nats on text it was not fitted to."""
 
 import hashlib
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from puna.compression.healing import shared_copy
 from puna.compression.rounding import quantize_int8
 from puna.compression.sizes import stored_bytes, stored_parameters
 from puna.errors import UsageError
@@ -16,16 +19,23 @@ from puna.evaluation.perplexity import evaluate_text
 from puna.jobs.calibration import WINDOW, calibration_texts, calibration_windows
 from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.factoring import factorise
-from puna.jobs.load import find_model, load
+from puna.jobs.healing import Healed, heal
+from puna.jobs.load import LoadedModel, find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run
-from puna.jobs.run_report import ranks_section, size_section, write_run_report
+from puna.jobs.run_report import (
+    learning_sections,
+    ranks_section,
+    size_section,
+    write_run_report,
+)
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears
 from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_seconds
 from puna.tokens.tokenizer import Tokenizer
+from puna.training.events import Observer
 from puna.weights.folder import save_folder
 from puna.weights.loading import weights_sha256
 
@@ -45,15 +55,19 @@ class CompressResult:
     added_nats_low: float
     added_nats_high: float
     ranks: dict[str, int]
+    healing: Healed | None
     seconds: float
     peak_bytes: int
     model: str
 
 
-def compress(recipe: CompressRecipe, out: Path, *, device: str = "auto") -> CompressResult:
-    """Write the smaller model to `out`/model, and measure it. The same command on an unfinished `out` begins anew.
+def compress(
+    recipe: CompressRecipe, out: Path, *, device: str = "auto", observers: tuple[Observer, ...] = ()
+) -> CompressResult:
+    """Write the smaller model to `out`/model, and measure it.
 
-    Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, RunLocked.
+    The same command on an unfinished `out` decomposes anew, and heals from the last checkpoint.
+    Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted (after saving), NonFiniteLoss, RunLocked.
     """
     started, place = time.monotonic(), choose_device(device)
     source = find_model(recipe.model)
@@ -66,7 +80,9 @@ def compress(recipe: CompressRecipe, out: Path, *, device: str = "auto") -> Comp
         fitting, judging = calibration_texts(recipe)
         before = evaluate_text(model, tokenizer, *judging)
         sizes = stored_parameters(model), stored_bytes(model)
+        dense = model if recipe.healing is None else shared_copy(model)
         ranks = _shrink(model, recipe, tokenizer, fitting)
+        healed = _heal(loaded, dense, recipe, fitting, folder, peak=peak, observers=observers)
         difference = added_nats(before, evaluate_text(model, tokenizer, *judging))
         method = recipe.quantize or ("kfac" if recipe.method == "auto" else recipe.method)
         record = _record(method, recipe.wanted, fitting if recipe.needs_calibration else None, source)
@@ -81,6 +97,7 @@ def compress(recipe: CompressRecipe, out: Path, *, device: str = "auto") -> Comp
             added_nats_low=difference.low,
             added_nats_high=difference.high,
             ranks=ranks,
+            healing=healed,
             seconds=time.monotonic() - started,
             peak_bytes=peak.growth_bytes(),
             model=str(out / "model"),
@@ -97,6 +114,7 @@ def compress_rows(result: CompressResult, lang: str = "en") -> list[tuple[str, s
         (label(lang, "run.row.numbers"), f"{result.parameters_before:,} → {result.parameters_after:,}"),
         (label(lang, "run.row.bytes"), f"{human_bytes(result.bytes_before)} → {human_bytes(result.bytes_after)}"),
         (label(lang, "run.row.added"), label(lang, "run.added", mean=f"{result.added_nats:.4f}", low=low, high=high)),
+        *_healing_rows(result.healing, lang),
         (label(lang, "run.row.time"), human_seconds(result.seconds)),
         (label(lang, "run.row.model"), result.model),
     ]
@@ -106,6 +124,8 @@ def _report(folder: RunFolder, result: CompressResult, lang: str = "en") -> None
     sections = [size_section(lang, result.bytes_before, result.bytes_after)]
     if result.ranks:
         sections.append(ranks_section(lang, result.ranks))
+    if result.healing is not None:
+        sections += learning_sections(lang, folder)
     write_run_report(folder, "compress", compress_rows(result, lang), sections, lang)
 
 
@@ -119,6 +139,25 @@ def _shrink(model: Llama, recipe: CompressRecipe, tokenizer: Tokenizer, texts: S
         windows = calibration_windows(tokenizer, texts, min(WINDOW, model.config.max_seq_len))
     allocation = recipe.allocation or ("greedy" if recipe.method == "auto" else "uniform")
     return factorise(model, recipe.method, recipe.wanted, allocation, windows)
+
+
+def _heal(
+    loaded: LoadedModel, dense: Llama, recipe: CompressRecipe, texts: Sequence[str], folder: RunFolder, **given: Any
+) -> Healed | None:
+    """Args: given: as for heal."""
+    if recipe.healing is None:
+        return None
+    go_on = f"puna compress {shlex.quote(str(recipe.model))} {{0}} --recipe {{0}}/recipe.toml"
+    return heal(loaded, dense, texts, recipe.healing, folder, go_on=go_on, **given)
+
+
+def _healing_rows(healed: Healed | None, lang: str) -> list[tuple[str, str]]:
+    if healed is None:
+        return []
+    words = label(
+        lang, "run.healed", before=f"{healed.kl_before:.4f}", after=f"{healed.kl_after:.4f}", step=f"{healed.step:,}"
+    )
+    return [(label(lang, "run.row.healing"), words)]
 
 
 def _refuse_compressed(model: Llama, source: Path) -> None:

@@ -1,15 +1,29 @@
-"""What `puna compress` is asked to do."""
+"""What `puna compress` is asked to do, from defaults, a recipe file, settings and flags."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from puna.errors import UsageError
 from puna.jobs.factoring import Allocation, Method
+from puna.jobs.load import find_model
+from puna.jobs.recipe import apply_settings, fill, read_recipe, section
+from puna.jobs.train_recipe import training_table
+from puna.training.config import TrainingConfig
 
-__all__ = ["CompressRecipe"]
+__all__ = ["CompressRecipe", "compress_recipe"]
 
 _DEFAULT_KEEP = 0.8
+_HEALING = {
+    "batch": 8,
+    "seq": 512,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "validate_every": 25,
+    "checkpoint_every": 25,
+    "patience": 8,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +31,7 @@ class CompressRecipe:
     """What to do to which model. `keep` is the kept share of the stored bits of the block Linears.
 
     allocation: how it is shared out; None: `greedy` for method auto, `uniform` for a method by its name.
+    healing: how the factors are trained afterwards, on the calibration text; None: they are not.
     """
 
     model: Path
@@ -26,6 +41,7 @@ class CompressRecipe:
     allocation: Allocation | None = None
     quantize: Literal["int8"] | None = None
     evaluate: Path | None = None
+    healing: TrainingConfig | None = None
 
     def __post_init__(self) -> None:
         if self.keep is not None and not 0 < self.keep <= 1:
@@ -44,6 +60,8 @@ class CompressRecipe:
             )
         if self.calibration is None and self.evaluate is None:
             raise UsageError("expected --calibration or --evaluate", "a text is needed to measure the added nats")
+        if self.healing is not None:
+            self._check_healing(self.healing)
 
     @property
     def needs_calibration(self) -> bool:
@@ -54,3 +72,43 @@ class CompressRecipe:
     def wanted(self) -> float | None:
         """The kept share: 0.8 where no other lever is named."""
         return _DEFAULT_KEEP if self.keep is None and self.quantize is None else self.keep
+
+    def _check_healing(self, healing: TrainingConfig) -> None:
+        if self.quantize is not None:
+            raise UsageError("--heal together with --quantize is not built yet", "choose one of them")
+        if self.calibration is None:
+            raise UsageError("--heal needs --calibration", "the factors learn from it what the dense model predicts")
+        if self.wanted == 1:
+            raise UsageError("--heal beside --keep 1: every matrix stays dense", "keep less, or leave out --heal")
+        if healing.packing != "contiguous":
+            raise UsageError(
+                f"healing.packing: expected none, got {healing.packing}",
+                "leave it out: texts are packed and never see each other",
+            )
+        if healing.lora_b_ratio != 1:
+            raise UsageError(f"healing.lora_b_ratio: expected none, got {healing.lora_b_ratio}", "leave it out")
+
+
+def compress_recipe(
+    *,
+    model: str,
+    training: Mapping[str, Any],
+    recipe: Path | None = None,
+    settings: Sequence[str] = (),
+    **named: Path | str | float | None,
+) -> CompressRecipe:
+    """Put a recipe together: defaults < recipe file < settings < flags; None is a flag not given.
+
+    Args:   training: what `training_flags` made of the flags of healing. named: other fields of CompressRecipe.
+    Errors: UsageError.
+    """
+    table = apply_settings({} if recipe is None else read_recipe(recipe), settings)
+    table["model"] = str(find_model(model))
+    given = {name: value for name, value in named.items() if value is not None}
+    table |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    healing = section(table, "healing")
+    if training and not (healing or "budget" in training):
+        raise UsageError(f"--{next(iter(training)).replace('_', '-')} is of healing", "add --heal SECONDS")
+    if healing or training:
+        table["healing"] = training_table(_HEALING, healing, training)
+    return fill(CompressRecipe, table)

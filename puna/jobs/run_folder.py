@@ -43,6 +43,7 @@ from puna.training.events import (
 )
 from puna.training.loop import LoopHooks, is_finished, run_loop
 from puna.training.optimizer import build_optimizer
+from puna.training.step import Loss, batch_nats
 
 __all__ = ["RunFolder", "check_replaceable", "open_run", "refuse_foreign", "run_training", "take_best"]
 
@@ -140,12 +141,14 @@ def run_training(
     data: Mapping[str, str],
     show: Callable[[TrainState, bool], None],
     sample: Callable[[int], SampleEvent] | None = None,
+    loss: Loss = batch_nats,
     tensorboard: bool | None = None,
 ) -> TrainState:
     """Continue from the latest checkpoint, or start; train to the end of the budget; return the last state.
 
     Args:   data: the digest of each source that is learned from, by its name; a checkpoint goes on with no other.
             show: write the page of a run that is not done, given what was saved and whether it stops there.
+            loss: what is learned of a batch.
             tensorboard: whether to write event files; None: where tensorboard is installed.
     Errors: MissingExtra; Interrupted after saving, when a signal asked to stop; NonFiniteLoss; DiskFull after three failed saves.
     """
@@ -167,7 +170,7 @@ def run_training(
         )  # fmt: skip
         hooks = LoopHooks(
             validate=validate, save=saves, should_stop=lambda: bool(stop), should_save=stop.take_save,
-            restore=saves.restore, sample=sample,
+            restore=saves.restore, sample=sample, loss=loss,
         )  # fmt: skip
         for message in notices:
             saves.notify(NoticeEvent(step=state.done.steps, message=message))

@@ -46,16 +46,20 @@ def write_unfinished_report(
     sections: Sequence[Section],
     *,
     is_stopped: bool,
+    go_on: str | None = None,
     lang: str = "en",
 ) -> None:
     """Write the page of a run that is not done: how far it is, how to watch it or go on, and what is known so far.
 
+    Args:   go_on: the command that goes on with the run in {}; None: the verb with --resume.
     Errors: DiskFull.
     """
     kind, share = "stopped" if is_stopped else "running", config.budget.progress(state.done)
     words = label(lang, f"run.{kind}.words", step=f"{state.done.steps:,}", share=human_percent(share))
     commands = (
-        [(f"puna {verb} --resume --out {{}}", "resume")] if is_stopped else [("tail -f {}/metrics.jsonl", "tail")]
+        [(go_on or f"puna {verb} --resume --out {{}}", "resume")]
+        if is_stopped
+        else [("tail -f {}/metrics.jsonl", "tail")]
     )
     if folder.tensorboard.exists():
         commands.append(("tensorboard --logdir {}/tensorboard", "tensorboard"))

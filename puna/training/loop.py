@@ -17,7 +17,7 @@ from puna.training.config import Done, TrainingConfig
 from puna.training.events import BadStepEvent, HeldOut, Observer, SampleEvent, StepEvent, ValidationEvent, tell
 from puna.training.faults import after_good_step, after_overflow, is_overflow, pass_over, refuse
 from puna.training.schedule import learning_rate
-from puna.training.step import StepOutcome, train_step
+from puna.training.step import Loss, StepOutcome, batch_nats, train_step
 
 __all__ = ["LoopHooks", "is_finished", "run_loop"]
 
@@ -32,6 +32,7 @@ class LoopHooks:
     should_save: whether a signal has asked to save now, since this was last asked.
     restore:     put the last checkpoint back and return its state; None where there is none.
     sample:      let the model write after this step; it draws from no generator of the run's. None: it does not.
+    loss:        what is learned of a batch.
     """
 
     validate: Callable[[], HeldOut]
@@ -40,6 +41,7 @@ class LoopHooks:
     should_save: Callable[[], bool] = lambda: False
     restore: Callable[[], TrainState | None] = lambda: None
     sample: Callable[[int], SampleEvent] | None = None
+    loss: Loss = batch_nats
 
 
 def run_loop(
@@ -62,7 +64,7 @@ def run_loop(
         batches, scale = source.batches(state.batches_read), state.loss_scale if config.precision == "float16" else 1.0
         outcome = train_step(
             model, optimizer, batches, rate=rate, clip=config.clip, precision=config.precision, scale=scale,
-            should_stop=hooks.should_stop,
+            should_stop=hooks.should_stop, loss=hooks.loss,
         )  # fmt: skip
         if outcome is None:
             break

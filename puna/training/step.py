@@ -21,7 +21,9 @@ from puna.model.llama import Llama
 from puna.model.loss import Nats, chunked_nats
 from puna.training.config import Precision
 
-__all__ = ["StepOutcome", "autocast", "batch_nats", "train_step"]
+__all__ = ["Loss", "StepOutcome", "autocast", "batch_nats", "train_step"]
+
+Loss = Callable[[Llama, Batch], Nats]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +68,13 @@ def train_step(
     clip: float,
     precision: Precision,
     scale: float = 1.0,
+    loss: Loss = batch_nats,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> StepOutcome | None:
     """Change the trainable parameters once, unless the loss or the gradient is not finite: then nothing is changed.
 
     Args:   rate: learning rate of this step; clip: the gradient's largest norm; batches may lie on any device.
-            scale: of the loss on the way back, a power of two.
+            scale: of the loss on the way back, a power of two. loss: differentiable nats of a batch, summed.
             should_stop: looked at between two micro-batches; the step is then dropped, nothing is changed: None.
     Errors: BadData (no target), before anything is changed.
     """
@@ -88,7 +91,7 @@ def train_step(
             optimizer.zero_grad(set_to_none=True)
             return None
         with autocast(precision, device):
-            nats = batch_nats(model, batch.to(device))
+            nats = loss(model, batch.to(device))
         (nats.sum * (scale / targets)).backward()
         total += float(nats.sum.detach())
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]

@@ -83,7 +83,6 @@ def test_an_unknown_name_is_answered_with_the_nearest(words: tuple[str, ...], of
         ("compress m o --frontier", "--frontier"),
         ("compress m o --embedding-rank 4", "--embedding-rank"),
         ("compress m o --kv-heads 2", "--kv-heads"),
-        ("compress m o --heal 9", "--heal"),
         ("plan tiny --lang zh", "--lang"),
         ("weights convert a b", "--to"),
         ("explain", "explain"),

@@ -16,7 +16,7 @@ from puna.model.linears.kind import AnyLinear
 from puna.model.linears.lora import LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
-from puna.model.loss import Nats, chunked_nats, token_nats
+from puna.model.loss import Nats, chunked_kl, chunked_nats, token_nats
 from tests.allocated import allocated_peak
 
 D, V, B, T = 12, 50, 2, 11
@@ -97,6 +97,46 @@ def test_chunked_equals_naive_in_value_and_gradients(
     for ours, theirs in zip(*gradients, strict=True):
         assert ours.dtype == dtype
         assert_near(ours, theirs, TOLERANCE[dtype])
+
+
+def naive_kl(head: AnyLinear, hidden_BTD: Tensor, reference_BTV: Tensor, keep_BT: Tensor | None) -> Tensor:
+    p, q = head(hidden_BTD).log_softmax(-1), reference_BTV.log_softmax(-1)
+    kl_BT = (q.exp() * (q - p)).sum(-1)
+    return kl_BT.sum() if keep_BT is None else kl_BT[keep_BT].sum()
+
+
+def reference(dtype: torch.dtype) -> tuple[nn.Linear, Tensor]:
+    """Another model's head, wider inputs than ours, and what it reads."""
+    wide = dense(dim=D + 3).to(dtype)
+    return wide, torch.randn(B, T, D + 3, generator=torch.Generator().manual_seed(8)).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("keep", KEEPS.values(), ids=KEEPS.keys())
+@pytest.mark.parametrize("kind", HEADS)
+def test_chunked_divergence_equals_the_naive_one_in_value_and_gradients(
+    kind: str, keep: Tensor | None, dtype: torch.dtype, chunk_tokens: int
+) -> None:
+    head, x, (other, read) = HEADS[kind]().to(dtype), hidden(dtype), reference(dtype)
+    leaves = (x, *(weight for weight in head.parameters() if weight.requires_grad))
+    got, expected = chunked_kl(head, x, other, read, keep), naive_kl(head, x, other(read).detach(), keep)
+    assert got.count == (B * T if keep is None else int(keep.sum()))
+    assert got.sum.dtype == torch.float64
+    assert_near(got.sum, expected, TOLERANCE[dtype])
+    gradients = (torch.autograd.grad(3 * value / got.count, leaves) for value in (got.sum, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert_near(ours, theirs, TOLERANCE[dtype])
+    assert read.grad is None
+    assert other.weight.grad is None
+
+
+def test_a_model_diverges_from_itself_by_nothing() -> None:
+    head, x = dense(), hidden()
+    nats = chunked_kl(head, x, head, x)
+    nats.sum.backward()
+    assert float(nats.sum.detach()) == 0
+    assert x.grad is not None
+    assert not x.grad.any()
 
 
 def test_a_tied_table_gets_the_gradient_of_both_its_uses(tiny: Llama) -> None:

@@ -1,0 +1,48 @@
+"""Healing: what was factorised learns, from calibration text, to predict what the dense model predicts.
+
+    loss = mean over tokens of KL(dense || factorised);   learned: U and V alone
+
+Nothing stored grows and nothing else moves: norms, table, head and matrices that stayed dense are those of the dense
+model, in memory too. Sources: Hinton et al. 2015, arXiv:1503.02531; docs/compression.md 1.7.
+"""
+
+import copy
+
+import torch
+
+from puna.model.batch import Batch
+from puna.model.linears.low_rank import LowRankLinear
+from puna.model.llama import Llama
+from puna.model.loss import Nats, chunked_kl
+from puna.model.surgery import named_linears
+
+__all__ = ["Distillation", "shared_copy", "train_factors"]
+
+
+class Distillation:
+    """The loss of a batch against a dense model, over the whole vocabulary."""
+
+    def __init__(self, dense: Llama) -> None:
+        self._dense = dense
+
+    def __call__(self, model: Llama, batch: Batch) -> Nats:
+        """Differentiable KL(dense || model) of the kept tokens."""
+        rows = batch.ids_BT, batch.positions_BT, batch.documents_BT
+        with torch.no_grad():
+            reference_BTD = self._dense.hidden(*rows)
+        return chunked_kl(model.lm_head, model.hidden(*rows), self._dense.lm_head, reference_BTD, batch.keep_BT)
+
+
+def shared_copy(model: Llama) -> Llama:
+    """A model of its own whose tensors are the first one's: a Linear replaced in one stays in the other."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def train_factors(model: Llama) -> int:
+    """Let the low-rank factors learn and nothing else; return how many numbers that is."""
+    model.requires_grad_(requires_grad=False)
+    factors = [linear for _, linear in named_linears(model) if isinstance(linear, LowRankLinear)]
+    for linear in factors:
+        linear.requires_grad_(requires_grad=True)
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

@@ -1,0 +1,121 @@
+"""Healing as a part of a compression: rows from its calibration text, the one loop, and the best step of the held-out rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from puna.adaptation.encoding import EncodedRecord, cut_record
+from puna.adaptation.rows import RecordSource, Row, collate, pack_records, rows_sha256
+from puna.compression.healing import Distillation, train_factors
+from puna.errors import BadData, UsageError
+from puna.jobs.load import LoadedModel
+from puna.jobs.peak import PeakMemory
+from puna.jobs.run_folder import RunFolder, run_training, take_best
+from puna.jobs.run_report import learning_sections, write_unfinished_report
+from puna.model.llama import Llama
+from puna.model.loss import Nats
+from puna.tokens.tokenizer import Tokenizer
+from puna.training.config import EpochBudget, TrainingConfig
+from puna.training.events import HeldOut, Observer
+from puna.training.optimizer import trainable
+
+__all__ = ["Healed", "heal", "healing_rows"]
+
+_HELD_OUT = 16  # one row in 16 judges which step is the best, of at most 32
+_JUDGES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Healed:
+    """What healing did. kl_before, kl_after: KL(dense || compressed) on held-out calibration rows, in nats a token.
+
+    step: the best one, whose factors stay; 0 where none was better than the beginning.
+    """
+
+    steps: int
+    step: int
+    tokens: int
+    kl_before: float
+    kl_after: float
+    parameters: int
+    seconds: float
+
+
+def heal(
+    loaded: LoadedModel,
+    dense: Llama,
+    texts: Sequence[str],
+    config: TrainingConfig,
+    folder: RunFolder,
+    *,
+    peak: PeakMemory,
+    go_on: str,
+    observers: tuple[Observer, ...] = (),
+) -> Healed:
+    """Train the factors of the loaded model, in place, to predict what `dense` predicts; from the latest checkpoint.
+
+    Args:   texts: calibration text; one row in 16 is held out. go_on: the command that the page of a stopped run names.
+    Errors: BadData for too little text; UsageError where nothing is factorised; Interrupted after saving.
+    """
+    model, config = loaded.llama, replace(config, seq=min(config.seq, loaded.config.max_seq_len))
+    rows = healing_rows(loaded.tokenizer, texts, config.seq)
+    learned, held_out = _held_out(rows)
+    if isinstance(config.budget, EpochBudget):
+        config = replace(config, budget=config.budget.in_steps(len(learned), config.batch))
+    if not (parameters := train_factors(model)):
+        raise UsageError("--heal: every matrix stayed dense", "keep less, or leave out --heal")
+    judges = _Judges(dense, model, held_out, config)
+    before, start = judges().nats, {name: each.detach().clone() for name, each in trainable(model).items()}
+    state = run_training(
+        folder, model, config, RecordSource(learned, config.batch, config.micro_batch, config.seed), judges, observers,
+        peak=peak, data={"the calibration text": rows_sha256(rows)}, loss=judges.loss, tensorboard=False,
+        show=lambda state, is_stopped: write_unfinished_report(
+            folder, "compress", state, config, learning_sections("en", folder), is_stopped=is_stopped, go_on=go_on
+        ),
+    )  # fmt: skip
+    step, after = take_best(folder, model, state)
+    if after >= before:
+        for name, weight in trainable(model).items():
+            weight.data.copy_(start[name])
+        step, after = 0, before
+    return Healed(
+        steps=state.done.steps, step=step, tokens=state.done.tokens, kl_before=before, kl_after=after, parameters=parameters,
+        seconds=state.done.seconds,
+    )  # fmt: skip
+
+
+def healing_rows(tokenizer: Tokenizer, texts: Sequence[str], seq: int) -> list[Row]:
+    """All of the texts in rows of `seq` tokens, none of which sees another text than its own."""
+    records: list[EncodedRecord] = []
+    for number, text in enumerate(texts):
+        ids = np.array(tokenizer.encode(text, bos=True), np.int32)
+        learn = np.arange(len(ids)) > 0
+        record = EncodedRecord(file="", place=f"text {number}", kind="text", is_chat=False, ids=ids, learn=learn)
+        records += cut_record(record, seq)
+    return pack_records(records, seq)
+
+
+def _held_out(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """(learned from, judged by), evenly spread. Errors: BadData for fewer than two rows."""
+    if len(rows) < 2:
+        raise BadData(f"calibration: expected at least 2 rows to heal with, got {len(rows)}", "give more text")
+    held_out = rows[:: max(_HELD_OUT, -(-len(rows) // _JUDGES))]
+    chosen = {id(row) for row in held_out}
+    return [row for row in rows if id(row) not in chosen], list(held_out)
+
+
+class _Judges:
+    """The held-out rows, and what a step is judged by on them: the loss that is learned."""
+
+    def __init__(self, dense: Llama, model: Llama, rows: Sequence[Row], config: TrainingConfig) -> None:
+        self.loss, self._model = Distillation(dense), model
+        size, device = min(config.batch, config.micro_batch), model.norm.weight.device
+        self._batches = [collate(rows[start : start + size]).to(device) for start in range(0, len(rows), size)]
+
+    @torch.no_grad()
+    def __call__(self) -> HeldOut:
+        """Mean KL over the kept tokens of all rows."""
+        nothing = Nats(torch.zeros((), dtype=torch.float64, device=self._model.norm.weight.device), 0)
+        return HeldOut(nats=sum((self.loss(self._model, batch) for batch in self._batches), start=nothing).mean)
