@@ -148,7 +148,8 @@ def _heal(
     if recipe.healing is None:
         return None
     go_on = f"puna compress {shlex.quote(str(recipe.model))} {{0}} --recipe {{0}}/recipe.toml"
-    return heal(loaded, dense, texts, recipe.healing, folder, go_on=go_on, **given)
+    documents = [loaded.tokenizer.encode(text, bos=True) for text in texts]
+    return heal(loaded.llama, dense, documents, recipe.healing, folder, go_on=go_on, **given)
 
 
 def _healing_rows(healed: Healed | None, lang: str) -> list[tuple[str, str]]:

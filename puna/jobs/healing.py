@@ -10,13 +10,11 @@ from puna.adaptation.encoding import EncodedRecord, cut_record
 from puna.adaptation.rows import RecordSource, Row, collate, pack_records, rows_sha256
 from puna.compression.healing import Distillation, train_factors
 from puna.errors import BadData, UsageError
-from puna.jobs.load import LoadedModel
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, run_training, take_best
 from puna.jobs.run_report import learning_sections, write_unfinished_report
 from puna.model.llama import Llama
 from puna.model.loss import Nats
-from puna.tokens.tokenizer import Tokenizer
 from puna.training.config import EpochBudget, TrainingConfig
 from puna.training.events import HeldOut, Observer
 from puna.training.optimizer import trainable
@@ -44,9 +42,9 @@ class Healed:
 
 
 def heal(
-    loaded: LoadedModel,
+    model: Llama,
     dense: Llama,
-    texts: Sequence[str],
+    documents: Sequence[Sequence[int]],
     config: TrainingConfig,
     folder: RunFolder,
     *,
@@ -54,13 +52,14 @@ def heal(
     go_on: str,
     observers: tuple[Observer, ...] = (),
 ) -> Healed:
-    """Train the factors of the loaded model, in place, to predict what `dense` predicts; from the latest checkpoint.
+    """Train the factors of a model, in place, to predict what `dense` predicts; from the latest checkpoint.
 
-    Args:   texts: calibration text; one row in 16 is held out. go_on: the command that the page of a stopped run names.
+    Args:   documents: ids of calibration text; one row in 16 is held out.
+            go_on: the command that the page of a stopped run names.
     Errors: BadData for too little text; UsageError where nothing is factorised; Interrupted after saving.
     """
-    model, config = loaded.llama, replace(config, seq=min(config.seq, loaded.config.max_seq_len))
-    rows = healing_rows(loaded.tokenizer, texts, config.seq)
+    config = replace(config, seq=min(config.seq, model.config.max_seq_len))
+    rows = healing_rows(documents, config.seq)
     learned, held_out = _held_out(rows)
     if isinstance(config.budget, EpochBudget):
         config = replace(config, budget=config.budget.in_steps(len(learned), config.batch))
@@ -86,13 +85,13 @@ def heal(
     )  # fmt: skip
 
 
-def healing_rows(tokenizer: Tokenizer, texts: Sequence[str], seq: int) -> list[Row]:
-    """All of the texts in rows of `seq` tokens, none of which sees another text than its own."""
+def healing_rows(documents: Sequence[Sequence[int]], seq: int) -> list[Row]:
+    """All documents in rows of `seq` tokens, of which each sees its own document alone. Args: documents: ids."""
     records: list[EncodedRecord] = []
-    for number, text in enumerate(texts):
-        ids = np.array(tokenizer.encode(text, bos=True), np.int32)
+    for number, document in enumerate(documents):
+        ids = np.array(document, np.int32)
         learn = np.arange(len(ids)) > 0
-        record = EncodedRecord(file="", place=f"text {number}", kind="text", is_chat=False, ids=ids, learn=learn)
+        record = EncodedRecord(file="", place=f"document {number}", kind="text", is_chat=False, ids=ids, learn=learn)
         records += cut_record(record, seq)
     return pack_records(records, seq)
 

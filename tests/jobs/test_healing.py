@@ -94,7 +94,8 @@ def _model(folder: str) -> Path:
 def test_epochs_become_steps_and_too_little_text_is_refused(world, runs: Path, tmp_path: Path) -> None:
     result = compress(recipe_for(world, healing=replace(HEALING, budget=EpochBudget(epochs=0.2))), runs / "a")
     assert result.healing is not None
-    rows = healing_rows(load(world.run).tokenizer, [path.read_text() for path in sorted(world.text.iterdir())], 64)
+    tokenizer = load(world.run).tokenizer
+    rows = healing_rows([tokenizer.encode(path.read_text(), bos=True) for path in sorted(world.text.iterdir())], 64)
     learned = len(rows) - len(rows[:: max(16, -(-len(rows) // 32))])
     assert result.healing.steps == -(-learned // (4 * 5))
     (tmp_path / "short.txt").write_text("the llama and the alpaca")
