@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from puna.compression.healing import shared_copy
+from puna.compression.healing import shared_copy, train_factors
 from puna.compression.rounding import quantize_int8
 from puna.compression.sizes import stored_bytes, stored_parameters
 from puna.errors import UsageError
@@ -148,6 +148,7 @@ def _heal(
     if recipe.healing is None:
         return None
     go_on = f"puna compress {shlex.quote(str(recipe.model))} {{0}} --recipe {{0}}/recipe.toml"
+    train_factors(loaded.llama)
     documents = [loaded.tokenizer.encode(text, bos=True) for text in texts]
     return heal(loaded.llama, dense, documents, recipe.healing, folder, go_on=go_on, **given)
 

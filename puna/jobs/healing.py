@@ -8,7 +8,7 @@ import torch
 
 from puna.adaptation.encoding import EncodedRecord, cut_record
 from puna.adaptation.rows import RecordSource, Row, collate, pack_records, rows_sha256
-from puna.compression.healing import Distillation, train_factors
+from puna.compression.healing import Distillation
 from puna.errors import BadData, UsageError
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, run_training, take_best
@@ -52,21 +52,22 @@ def heal(
     go_on: str,
     observers: tuple[Observer, ...] = (),
 ) -> Healed:
-    """Train the factors of a model, in place, to predict what `dense` predicts; from the latest checkpoint.
+    """Train what is trainable of a model, in place, to predict what `dense` predicts; from the latest checkpoint.
 
     Args:   documents: ids of calibration text; one row in 16 is held out.
             go_on: the command that the page of a stopped run names.
-    Errors: BadData for too little text; UsageError where nothing is factorised; Interrupted after saving.
+    Errors: BadData for too little text; UsageError where nothing is trainable; Interrupted after saving.
     """
     config = replace(config, seq=min(config.seq, model.config.max_seq_len))
     rows = healing_rows(documents, config.seq)
     learned, held_out = _held_out(rows)
     if isinstance(config.budget, EpochBudget):
         config = replace(config, budget=config.budget.in_steps(len(learned), config.batch))
-    if not (parameters := train_factors(model)):
-        raise UsageError("--heal: every matrix stayed dense", "keep less, or leave out --heal")
     judges = _Judges(dense, model, held_out, config)
-    before, start = judges().nats, {name: each.detach().clone() for name, each in trainable(model).items()}
+    before, learning = judges().nats, trainable(model)
+    if not learning:
+        raise UsageError("--heal: every matrix stayed dense", "keep less, or leave out --heal")
+    start = {name: weight.detach().clone() for name, weight in learning.items()}
     state = run_training(
         folder, model, config, RecordSource(learned, config.batch, config.micro_batch, config.seed), judges, observers,
         peak=peak, data={"the calibration text": rows_sha256(rows)}, loss=judges.loss, tensorboard=False,
@@ -76,13 +77,18 @@ def heal(
     )  # fmt: skip
     step, after = take_best(folder, model, state)
     if after >= before:
-        for name, weight in trainable(model).items():
+        for name, weight in learning.items():
             weight.data.copy_(start[name])
         step, after = 0, before
     return Healed(
-        steps=state.done.steps, step=step, tokens=state.done.tokens, kl_before=before, kl_after=after, parameters=parameters,
+        steps=state.done.steps,
+        step=step,
+        tokens=state.done.tokens,
+        kl_before=before,
+        kl_after=after,
+        parameters=sum(weight.numel() for weight in learning.values()),
         seconds=state.done.seconds,
-    )  # fmt: skip
+    )
 
 
 def healing_rows(documents: Sequence[Sequence[int]], seq: int) -> list[Row]:
