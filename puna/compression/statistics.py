@@ -14,10 +14,11 @@ a token's g, of its group's stacked output, is shortened to the 99th percentile 
 first and the last eighth of the positions are left out of H (and of the percentile). docs/compression.md 1.4.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
@@ -30,7 +31,15 @@ from puna.model.llama import Llama
 from puna.model.loss import chunked_nats
 from puna.model.surgery import get_linear, replace_linear
 
-__all__ = ["InputStatistics", "Labels", "TwoSidedStatistics", "collect_statistics", "collect_two_sided_statistics"]
+__all__ = [
+    "InputStatistics",
+    "InputSum",
+    "Labels",
+    "TwoSidedStatistics",
+    "collect_statistics",
+    "collect_two_sided_statistics",
+    "watched",
+]
 
 Labels = Literal["sampled", "data"]
 _CHUNK_TOKENS = 4096
@@ -72,8 +81,8 @@ def collect_statistics(model: Llama, windows: Iterable[Tensor]) -> InputStatisti
     Args:   windows: ids_BT, int64, of the training split only.
     Errors: BadData: no window at all, or activations that are not finite.
     """
-    inputs = {name: _InputSum(model, paths[0]) for name, paths in linear_groups(model.config).items()}
-    with _watched(model, inputs, {}):
+    inputs = {name: InputSum(model, paths[0]) for name, paths in linear_groups(model.config).items()}
+    with watched(model, _see_inputs(model, inputs)):
         for ids_BT in windows:
             model.hidden(ids_BT.to(model.embed_tokens.weight.device))
     grams, magnitudes, tokens = _input_results(model, inputs)
@@ -92,10 +101,15 @@ def collect_two_sided_statistics(
     if labels not in get_args(Labels):
         raise unknown_name("labels", labels, get_args(Labels))
     device, groups = model.embed_tokens.weight.device, linear_groups(model.config)
-    inputs = {name: _InputSum(model, paths[0]) for name, paths in groups.items()}
+    inputs = {name: InputSum(model, paths[0]) for name, paths in groups.items()}
     gradients = {name: _GradientSum(model, paths) for name, paths in groups.items()}
     generator = torch.Generator(device).manual_seed(seed) if labels == "sampled" else None
-    with torch.enable_grad(), _frozen(model), _watched(model, inputs, gradients):
+    see_gradients = {
+        path: partial(gradients[name].receive, member)
+        for name, paths in groups.items()
+        for member, path in enumerate(paths)
+    }
+    with torch.enable_grad(), _frozen(model), watched(model, _see_inputs(model, inputs), see_gradients):
         for ids_BT in windows:
             _differentiate(model, ids_BT.to(device), generator)
     grams, magnitudes, tokens = _input_results(model, inputs)
@@ -131,8 +145,8 @@ def _sampled(head: AnyLinear, hidden_BTD: Tensor, generator: torch.Generator) ->
     return torch.cat(drawn).view(hidden_BTD.shape[:-1])
 
 
-class _InputSum:
-    """What one input has summed up to."""
+class InputSum:
+    """What one input has summed up to: the Gram of what the Linear at a path reads, its mean sizes, how many tokens."""
 
     def __init__(self, model: Llama, path: str) -> None:
         width, device = get_linear(model, path).in_features, model.embed_tokens.weight.device
@@ -147,6 +161,11 @@ class _InputSum:
         for chunk_Ni in _chunks(x_Ni):
             self.gram_ii.add_(chunk_Ni.T @ chunk_Ni)
             self.magnitude_i.add_(chunk_Ni.abs().sum(0))
+
+    def check(self, path: str) -> None:
+        """Errors: BadData naming the Linear whose inputs were not finite."""
+        if not self.gram_ii.isfinite().all():
+            raise BadData(f"calibration: expected finite inputs of {path}, got NaN or infinity", "check the weights")
 
 
 class _GradientSum:
@@ -222,20 +241,25 @@ class _Watched(LinearKind):
 
 
 @contextmanager
-def _watched(model: Llama, inputs: dict[str, _InputSum], gradients: dict[str, _GradientSum]) -> Iterator[None]:
-    """Every block Linear watched; a group's input is read off its first member. All are put back at the end."""
-    originals = {}
+def watched(
+    model: Llama,
+    see_inputs: Mapping[str, Callable[[Tensor], None]],
+    see_gradients: Mapping[str, Callable[[Tensor], None]] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Within the block, what the Linears at these paths are about to read, and their outputs' gradients, are shown."""
+    originals = {path: get_linear(model, path) for path in {**see_inputs, **see_gradients}}
     try:
-        for name, paths in linear_groups(model.config).items():
-            for member, path in enumerate(paths):
-                originals[path] = get_linear(model, path)
-                see_input = inputs[name].add if member == 0 else None
-                see_gradient = partial(gradients[name].receive, member) if gradients else None
-                replace_linear(model, path, _Watched(originals[path], see_input, see_gradient))
+        for path, linear in originals.items():
+            replace_linear(model, path, _Watched(linear, see_inputs.get(path), see_gradients.get(path)))
         yield
     finally:
         for path, linear in originals.items():
             replace_linear(model, path, linear)
+
+
+def _see_inputs(model: Llama, inputs: Mapping[str, InputSum]) -> dict[str, Callable[[Tensor], None]]:
+    """A group's input is read off its first member."""
+    return {paths[0]: inputs[name].add for name, paths in linear_groups(model.config).items()}
 
 
 @contextmanager
@@ -251,7 +275,7 @@ def _frozen(model: Llama) -> Iterator[None]:
             weight.requires_grad = True
 
 
-def _input_results(model: Llama, inputs: dict[str, _InputSum]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+def _input_results(model: Llama, inputs: dict[str, InputSum]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """(grams, magnitudes) by path, shared where the input is, and the tokens they are over."""
     grams, magnitudes, tokens = {}, {}, 0
     for name, paths in linear_groups(model.config).items():
@@ -259,10 +283,7 @@ def _input_results(model: Llama, inputs: dict[str, _InputSum]) -> tuple[dict[str
         tokens = total.tokens
         if tokens == 0:
             raise BadData("calibration: expected at least one window of tokens, got none", "give more calibration text")
-        if not total.gram_ii.isfinite().all():
-            raise BadData(
-                f"calibration: expected finite inputs of {paths[0]}, got NaN or infinity", "check the weights"
-            )
+        total.check(paths[0])
         magnitude_i = total.magnitude_i / tokens
         for path in paths:
             grams[path], magnitudes[path] = total.gram_ii, magnitude_i

@@ -12,7 +12,13 @@ from puna.compression.allocation import same_share
 from puna.compression.baselines import decompose_scaled
 from puna.compression.groups import linear_groups
 from puna.compression.hulls import Matrix, allocate_ranks
-from puna.compression.low_rank import Spectrum, compress_low_rank, decompose_groups, decompose_linears
+from puna.compression.low_rank import (
+    Spectrum,
+    check_finite,
+    compress_low_rank,
+    decompose_groups,
+    decompose_linears,
+)
 from puna.compression.reference_costs import reference_costs
 from puna.compression.statistics import collect_statistics, collect_two_sided_statistics
 from puna.model.linears.kind import dense_weight
@@ -52,8 +58,9 @@ def factorise(
 
     Args:   allocation: the same share of each, decomposed one at a time; or the least loss of all, each weighed by what the
             model's predictions lose on a few of the `windows` when it alone is cut.
-    Errors: UsageError: keep outside its range. BadData: calibration.
+    Errors: UsageError: keep outside its range. BadData: calibration; a weight that is NaN or infinite, named.
     """
+    check_finite(named_linears(model))
     shapes = _shapes(model, method)
     ranks = same_share(shapes, keep)
     if allocation == "uniform" or not ranks:

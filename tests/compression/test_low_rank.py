@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from puna.arch.config import ModelConfig
-from puna.compression.allocation import linear_bytes, uniform_ranks
+from puna.compression.allocation import uniform_ranks
 from puna.compression.low_rank import compress_low_rank, decompose, decompose_linears
 from puna.compression.rounding import quantize_int8
+from puna.compression.sizes import linear_bytes
 from puna.compression.statistics import collect_statistics
 from puna.model.llama import Llama
 from puna.model.loss import token_nats
