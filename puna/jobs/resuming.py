@@ -12,7 +12,7 @@ from typing import Any
 from puna.errors import CheckpointMismatch
 from puna.training.checkpoint import machine_record
 
-__all__ = ["MAY_CHANGE", "check_recipe", "check_record", "other_machine"]
+__all__ = ["MAY_CHANGE", "check_data", "check_recipe", "check_record", "other_machine"]
 
 MAY_CHANGE = tuple(
     f"training.{name}"
@@ -43,12 +43,16 @@ def check_record(path: Path, record: Mapping[str, Any], recipe: str, data: Mappi
     Errors: CheckpointMismatch naming the setting or the source.
     """
     check_recipe(path, str(record.get("recipe", "")), recipe)
-    saved = dict(record.get("data", {}))
+    check_data(path, record.get("data", {}), data)
+
+
+def check_data(path: Path, saved: Mapping[str, str], data: Mapping[str, str]) -> None:
+    """Errors: CheckpointMismatch naming the first source whose digest is another. Args: digests by the source's name."""
     for name in saved.keys() | data.keys():
         if saved.get(name) != data.get(name):
             raise CheckpointMismatch(
-                f"{path}: saved while learning from other data: {name} has changed since",
-                "put the old data back, or train into another --out",
+                f"{path}: saved from other data: {name} has changed since",
+                "put the old data back, or choose another folder for the run",
             )
 
 

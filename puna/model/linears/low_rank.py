@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from puna.model.linears.kind import LinearKind
+from puna.model.linears.kind import LinearKind, product_type
 
 __all__ = ["LowRankLinear"]
 
@@ -20,8 +20,9 @@ class LowRankLinear(LinearKind):
         self.V = nn.Parameter(V_Ri)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (..., d_in). Returns: (..., d_out)."""
-        return F.linear(F.linear(x, self.V), self.U)
+        """Args: x (..., d_in). Returns: (..., d_out); factors stored narrower than x are widened for each product."""
+        dtype = product_type(x)
+        return F.linear(F.linear(x.to(dtype), self.V.to(dtype)), self.U.to(dtype))
 
     def dense_weight(self) -> Tensor:
         """U V in float32, (d_out, d_in)."""
