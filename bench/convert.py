@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from anonymous import Sampler, anonymous_bytes
 
 from puna.arch.presets import find_preset
 from puna.files import remove_folder, staged_folder
+from puna.tokens.tokenizer import Tokenizer
 from puna.weights.config_json import config_to_json
 from puna.weights.conversion import DTYPE_CHOICES, convert_checkpoint
 from puna.weights.folder import write_settings, write_shards
@@ -31,9 +33,10 @@ from puna.weights.stored import StoredTensors
 LAW_FACTOR, LAW_BYTES = 1.5, 300_000_000
 
 
-def write_source(name: str, folder: Path) -> None:
-    """Random weights at their usual scale, a tensor at a time."""
+def write_source(name: str, folder: Path, layers: int | None = None, tokenizer: Tokenizer | None = None) -> None:
+    """Random weights at their usual scale, a tensor at a time. Args: layers: None: as many as the preset has."""
     config, generator = find_preset(name).config, torch.Generator().manual_seed(0)
+    config = config if layers is None else replace(config, n_layers=layers)
     shapes = {item.name: item.shape for item in expected_tensors(config, kind="hf")}
 
     def draw(tensor: str) -> torch.Tensor:
@@ -41,7 +44,7 @@ def write_source(name: str, folder: Path) -> None:
 
     with staged_folder(folder) as staged:
         write_shards(staged, [(tensor, "BF16", shape) for tensor, shape in shapes.items()], draw)
-        write_settings(staged, config_to_json(config, bos_id=None, eos_ids=(), dtype="bfloat16"), None)
+        write_settings(staged, config_to_json(config, bos_id=None, eos_ids=(), dtype="bfloat16"), tokenizer)
 
 
 def measure(source: Path, folder: Path, target: str) -> dict[str, object]:

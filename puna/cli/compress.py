@@ -7,7 +7,7 @@ from cyclopts import App
 
 from puna.cli.console import print_json, print_table
 from puna.cli.options import Count, Json, RecipeOptions
-from puna.cli.progress import training_progress
+from puna.cli.progress import compression_progress, training_progress
 
 __all__ = ["app"]
 
@@ -37,6 +37,8 @@ def compress(
 ) -> None:
     """Make MODEL smaller, write it to OUT/model, and measure what that costs in nats.
 
+    Whitened at uniform ranks goes layer by layer, from weights left in their file: stopped, the same command goes on.
+
     Args:
         model: a run folder or a Hugging Face folder.
         out: the run's folder.
@@ -65,7 +67,7 @@ def compress(
         evaluate=evaluate, recipe=recipes.recipe, settings=recipes.settings,
         training=training_flags(seconds=heal, batch=batch, seq=seq, learning_rate=learning_rate),
     )  # fmt: skip
-    with training_progress("healing") as observer:
+    with compression_progress() if recipe.healing is None else training_progress("healing") as observer:
         result = job.compress(recipe, out, device=device, observers=(observer,))
     if json:
         print_json(result)

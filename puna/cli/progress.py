@@ -1,4 +1,4 @@
-"""A live line for anything that trains; on a terminal of 100 columns it stays one line."""
+"""A live line for anything that trains, and for a compression layer by layer; on a terminal of 100 columns it stays one line."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from puna.cli.console import progress_line, say
-from puna.report.numbers import human_bytes, human_count
+from puna.report.numbers import human_bytes, human_count, human_seconds
 from puna.training.events import BadStepEvent, NoticeEvent, StepEvent, ValidationEvent
 
-__all__ = ["training_progress"]
+__all__ = ["compression_progress", "training_progress"]
 
 
 @contextmanager
@@ -46,5 +46,22 @@ def training_progress(title: str, ceiling: Callable[[], float] | None = None) ->
                 say(f"notice: step {event.step}: {event.message}")
             elif isinstance(event, BadStepEvent) and event.action != "overflow":
                 say(f"notice: step {event.step + 1}: loss {event.nats:.4g}, {event.action}; read from {event.where}")
+
+        yield observe
+
+
+@contextmanager
+def compression_progress() -> Iterator[Callable[[Any], None]]:
+    """An observer that shows which layer is being compressed and the time left."""
+    from puna.jobs.layerwise import LayerEvent
+
+    with progress_line("compressing") as update:
+
+        def observe(event: Any) -> None:
+            if isinstance(event, LayerEvent):
+                left = f", {human_seconds(round(event.seconds_left))} left" if event.share < 1 else ""
+                update(event.share, f"layer {event.layer} of {event.layers}{left}")
+            else:
+                say(f"notice: {event.message}")
 
         yield observe

@@ -154,8 +154,8 @@ def decompose_whitened(weight_oi: Tensor, gram_ii: Tensor, damping: float = 0.0,
 def decompose_outputs(weight_oi: Tensor, gram_oo: Tensor, rank: int | None = None) -> Spectrum:
     """As `decompose_whitened`, of a weight that is not tall, where the Gram of its outputs is known.
 
-    Args: gram_oo: Y Y^T of the outputs Y = W X (d_out, tokens), summed in float64 from products in float64: rounded to
-          float32 a loud output hides the quiet ones. rank: how many components to form; None: all.
+    Args: gram_oo: Y Y^T of the outputs Y = W X (d_out, tokens), squared and summed in float64: in float32 the squares of
+          a loud output hide the quiet ones. rank: how many components to form; None: all.
     """
     assert weight_oi.shape[0] <= weight_oi.shape[1]
     energy_K, P_or = _eigenpairs(gram_oo.double(), rank)

@@ -3,11 +3,12 @@
 import hashlib
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from puna.compression.healing import shared_copy, train_factors
@@ -16,30 +17,28 @@ from puna.compression.sizes import stored_bytes, stored_parameters
 from puna.errors import UsageError
 from puna.evaluation.agreement import added_nats
 from puna.evaluation.perplexity import evaluate_text
+from puna.files import remove_folder
 from puna.jobs.calibration import WINDOW, calibration_texts, calibration_windows
 from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.factoring import factorise
 from puna.jobs.healing import Healed, heal
+from puna.jobs.layerwise import LayerObserver, Layerwise, is_layerwise, load_mapped
 from puna.jobs.load import LoadedModel, find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run
-from puna.jobs.run_report import (
-    learning_sections,
-    ranks_section,
-    size_section,
-    write_run_report,
-)
+from puna.jobs.run_report import learning_sections, ranks_section, size_section, write_run_report
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears
 from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_seconds
 from puna.tokens.tokenizer import Tokenizer
-from puna.training.events import Observer
 from puna.weights.folder import save_folder
 from puna.weights.loading import weights_sha256
 
 __all__ = ["CompressResult", "compress", "compress_rows"]
+
+_PARTS = "parts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,31 +61,35 @@ class CompressResult:
 
 
 def compress(
-    recipe: CompressRecipe, out: Path, *, device: str = "auto", observers: tuple[Observer, ...] = ()
+    recipe: CompressRecipe, out: Path, *, device: str = "auto", observers: tuple[Callable[[Any], None], ...] = ()
 ) -> CompressResult:
-    """Write the smaller model to `out`/model, and measure it.
+    """Write the smaller model to `out`/model, and measure it. The same command on an unfinished `out` goes on after the last
+    finished layer where the work is done layer by layer; else it decomposes anew, and heals from the last checkpoint.
 
-    The same command on an unfinished `out` decomposes anew, and heals from the last checkpoint.
-    Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted (after saving), NonFiniteLoss, RunLocked.
+    Args:   observers: of layers or, in healing, of steps.
+    Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted, NonFiniteLoss, RunLocked.
     """
     started, place = time.monotonic(), choose_device(device)
     source = find_model(recipe.model)
     with open_run(out, recipe, resume=True) as folder:
         peak = PeakMemory(place)
-        loaded = load(source, device=place)
+        base_sha256 = weights_sha256(source)
+        layers = _layerwise(recipe, base_sha256, place, folder, observers)
+        loaded = load(source, device=place) if layers is None else load_mapped(source)
         model, tokenizer = loaded.llama, loaded.tokenizer
         if recipe.wanted is not None:
             _refuse_compressed(model, source)
         fitting, judging = calibration_texts(recipe)
-        before = evaluate_text(model, tokenizer, *judging)
+        before = (evaluate_text if layers is None else layers.judge)(model, tokenizer, *judging)
         sizes = stored_parameters(model), stored_bytes(model)
         dense = model if recipe.healing is None else shared_copy(model)
-        ranks = _shrink(model, recipe, tokenizer, fitting)
+        ranks = _shrink(model, recipe, tokenizer, fitting, layers)
         healed = _heal(loaded, dense, recipe, fitting, folder, peak=peak, observers=observers)
         difference = added_nats(before, evaluate_text(model, tokenizer, *judging))
         method = recipe.quantize or ("kfac" if recipe.method == "auto" else recipe.method)
-        record = _record(method, recipe.wanted, fitting if recipe.needs_calibration else None, source)
+        record = _record(method, recipe.wanted, fitting if recipe.needs_calibration else None, base_sha256)
         save_folder(model, out / "model", tokenizer, record)
+        remove_folder(out / _PARTS)
         result = CompressResult(
             method=method,
             parameters_before=sizes[0],
@@ -129,7 +132,22 @@ def _report(folder: RunFolder, result: CompressResult, lang: str = "en") -> None
     write_run_report(folder, "compress", compress_rows(result, lang), sections, lang)
 
 
-def _shrink(model: Llama, recipe: CompressRecipe, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
+def _layerwise(
+    recipe: CompressRecipe,
+    base_sha256: str,
+    place: torch.device,
+    folder: RunFolder,
+    observers: tuple[LayerObserver, ...],
+) -> Layerwise | None:
+    """How to do it layer by layer; None: the whole model at once."""
+    if not is_layerwise(recipe, place):
+        return None
+    return Layerwise(parts=folder.path / _PARTS, base_sha256=base_sha256, observers=observers)
+
+
+def _shrink(
+    model: Llama, recipe: CompressRecipe, tokenizer: Tokenizer, texts: Sequence[str], layers: Layerwise | None
+) -> dict[str, int]:
     """Do in place what the recipe asks for; return by path the ranks of what was factorised."""
     if recipe.wanted is None:
         quantize_int8(model)
@@ -137,6 +155,8 @@ def _shrink(model: Llama, recipe: CompressRecipe, tokenizer: Tokenizer, texts: S
     windows: list[Tensor] = []
     if recipe.needs_calibration:
         windows = calibration_windows(tokenizer, texts, min(WINDOW, model.config.max_seq_len))
+    if layers is not None:
+        return layers.factorise(model, windows, recipe.wanted)
     allocation = recipe.allocation or ("greedy" if recipe.method == "auto" else "uniform")
     return factorise(model, recipe.method, recipe.wanted, allocation, windows)
 
@@ -147,18 +167,17 @@ def _heal(
     """Args: given: as for heal."""
     if recipe.healing is None:
         return None
-    go_on = f"puna compress {shlex.quote(str(recipe.model))} {{0}} --recipe {{0}}/recipe.toml"
     train_factors(loaded.llama)
     documents = [loaded.tokenizer.encode(text, bos=True) for text in texts]
+    go_on = f"puna compress {shlex.quote(str(recipe.model))} {{0}} --recipe {{0}}/recipe.toml"
     return heal(loaded.llama, dense, documents, recipe.healing, folder, go_on=go_on, **given)
 
 
 def _healing_rows(healed: Healed | None, lang: str) -> list[tuple[str, str]]:
     if healed is None:
         return []
-    words = label(
-        lang, "run.healed", before=f"{healed.kl_before:.4f}", after=f"{healed.kl_after:.4f}", step=f"{healed.step:,}"
-    )
+    before, after = f"{healed.kl_before:.4f}", f"{healed.kl_after:.4f}"
+    words = label(lang, "run.healed", before=before, after=after, step=f"{healed.step:,}")
     return [(label(lang, "run.row.healing"), words)]
 
 
@@ -168,11 +187,11 @@ def _refuse_compressed(model: Llama, source: Path) -> None:
         raise UsageError(f"{source} is compressed already", "compress the model that it was made from")
 
 
-def _record(method: str, keep: float | None, fitting: Sequence[str] | None, source: Path) -> dict[str, object]:
+def _record(method: str, keep: float | None, fitting: Sequence[str] | None, base_sha256: str) -> dict[str, object]:
     """Where a smaller model came from. fitting: the calibration texts; None: the weights alone."""
     return {
         "method": method,
         "keep": keep,
         "calibration_sha256": None if fitting is None else hashlib.sha256("\0".join(fitting).encode()).hexdigest(),
-        "base_sha256": weights_sha256(source),
+        "base_sha256": base_sha256,
     }

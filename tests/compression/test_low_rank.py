@@ -13,7 +13,13 @@ from torch import Tensor
 
 from puna.arch.config import ModelConfig
 from puna.compression.allocation import uniform_ranks
-from puna.compression.low_rank import compress_low_rank, decompose, decompose_linears
+from puna.compression.low_rank import (
+    compress_low_rank,
+    decompose,
+    decompose_linears,
+    decompose_outputs,
+    decompose_whitened,
+)
 from puna.compression.rounding import quantize_int8
 from puna.compression.sizes import linear_bytes
 from puna.compression.statistics import collect_statistics
@@ -112,6 +118,31 @@ def test_duplicated_input_channels_still_meet_the_law(shape: tuple[int, int]) ->
         left, right = spectrum.factors(rank)
         measured = output_error(weight, left @ right, x)
         assert measured == pytest.approx(spectrum.loss(rank), rel=1e-9, abs=1e-12 * total)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-9, 1e-6, 1e-3])
+def test_a_tall_weight_that_is_singular_or_nearly_so_still_meets_the_law(share: float) -> None:
+    weight, x = problem((40, 24))
+    weight[:, 12:] = weight[:, :12] + share * weight[:, 12:]
+    spectrum, total = decompose(weight, x @ x.T), float((weight @ x).square().sum())
+    for rank in (1, 7, 12, 20, 24):
+        left, right = spectrum.factors(rank)
+        measured = output_error(weight, left @ right, x)
+        assert measured == pytest.approx(spectrum.loss(rank), rel=1e-9, abs=1e-12 * total)
+    assert relative(product(weight, 24, x @ x.T), weight) < T64
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_rank_that_is_asked_for_forms_its_components_alone(shape: tuple[int, int]) -> None:
+    weight, x = problem(shape)
+    gram, whole = x @ x.T, decompose(weight, x @ x.T)
+    first = decompose_whitened(weight, gram, rank=9)
+    assert (first.left_oK.shape, first.right_Ki.shape) == ((shape[0], 9), (9, shape[1]))
+    assert torch.equal(first.energy_K, whole.energy_K)
+    assert relative(first.left_oK @ first.right_Ki, product(weight, 9, gram)) < T64
+    if shape[0] <= shape[1]:
+        of_outputs = decompose_outputs(weight, weight @ gram @ weight.T, rank=9)
+        assert relative(of_outputs.left_oK @ of_outputs.right_Ki, product(weight, 9, gram)) < 1e-8
 
 
 @pytest.mark.parametrize("tokens", [0, 5, 300])

@@ -1,0 +1,176 @@
+"""Whitened low rank one layer at a time: memory holds the stream, one layer's sums and one matrix, whatever the depth.
+
+    x_1 = embed(ids);   for each layer:  G = sum x x^T of what its Linears read,  x_{n+1} = block_n(x_n)
+
+The stream is the dense model's: each layer is run as it was and its factors are set aside, so that the result is that of
+the whole model at once. An input that only a wide Linear reads (down_proj: 14336 of them in Llama 3 8B, a Gram of 1.6 GB)
+has no Gram: that of the outputs is all that the decomposition needs, from float32 outputs squared in float64.
+Peak beside the stream (4 bytes x tokens x dim), for Llama 3 8B's shape, scaled from a quarter of its widths: 1.3 GB while a
+layer is run (4 Grams, a weight in float32, activations), 1.9 GB while it is cut (2 Grams, a weight in float64, 5 squares,
+the factors so far). Source: docs/compression.md 1.2.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from puna.arch.config import ModelConfig
+from puna.arch.modules import LINEARS, linear_path, linear_shapes, shares_input
+from puna.compression.low_rank import Spectrum, check_finite, decompose_outputs, decompose_whitened
+from puna.compression.statistics import InputSum, watched
+from puna.errors import BadData
+from puna.model.attention import attention_mask
+from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
+from puna.model.llama import Llama
+from puna.model.positions import rope_angles
+from puna.model.surgery import get_linear, replace_linear
+
+__all__ = ["Factors", "Stream", "embed", "factor_layer", "too_few_tokens"]
+
+Factors = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What the next layer reads, of every calibration window: x_ND, their tokens one after the other; lengths of each."""
+
+    x_ND: Tensor
+    lengths: tuple[int, ...]
+
+    def windows(self) -> tuple[Tensor, ...]:
+        """x_TD of each window, views."""
+        return self.x_ND.split(self.lengths)
+
+
+@torch.no_grad()
+def embed(model: Llama, windows: Sequence[Tensor]) -> Stream:
+    """The stream into the first layer. Args: windows: ids_1T. Errors: BadData: no window at all."""
+    if not windows:
+        raise BadData("calibration: expected at least one window of tokens, got none", "give more calibration text")
+    parts = [model.embed_tokens(ids_1T[0]).to(model.norm.weight.dtype) for ids_1T in windows]
+    return Stream(torch.cat(parts), tuple(len(part) for part in parts))
+
+
+@torch.no_grad()
+def factor_layer(
+    model: Llama, layer: int, stream: Stream, ranks: Mapping[str, int], passed: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, Factors]]:
+    """(path, (U, V)) of each of a layer's Linears that has a rank, in the model's table's type.
+
+    Before the first of them comes, the stream has become, in place, what the next layer reads; the model stays as it was.
+    Args:   ranks: by path. passed: is called after each window and each matrix, and may raise to leave off.
+    Errors: BadData: a weight or an input that is NaN or infinite, named.
+    """
+    paths = [linear_path(layer, name) for name in LINEARS]
+    check_finite((path, get_linear(model, path)) for path in paths)
+    sums = {path: _new_sum(model, path) for path in paths if _first(path) == path}
+    with _summed(model, sums):
+        _advance(model, layer, stream, passed)
+    for path, total in sums.items():
+        total.check(path)
+    dtype = model.embed_tokens.weight.dtype
+    for path in reversed(paths):  # down_proj first: its sum holds the most
+        total = sums[_first(path)]
+        if path in ranks:
+            yield path, _stored(_decompose(get_linear(model, path), total, ranks[path]), dtype)
+            passed()
+        if path in sums:
+            del sums[path], total
+
+
+def too_few_tokens(config: ModelConfig, tokens: int) -> str | None:
+    """Why the Grams of so few tokens are singular, for people; None: they need not be."""
+    widest = max(d_in for d_out, d_in in linear_shapes(config).values())
+    if tokens >= widest:
+        return None
+    return (
+        f"calibration: {tokens:,} tokens for inputs up to {widest:,} wide: directions that they do not reach are dropped "
+        "first; more text fits better"
+    )
+
+
+class _OutputSum(LinearKind):
+    """A Linear that sums, in float64, the Gram of what it gives; it stands in the model meanwhile."""
+
+    def __init__(self, inner: AnyLinear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inner.in_features, inner.out_features
+        self.inner = inner
+        self.gram_oo = torch.zeros(
+            self.out_features, self.out_features, dtype=torch.float64, device=_weight(inner).device
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (..., d_in). Returns: (..., d_out)."""
+        y: Tensor = self.inner(x)
+        y_No = y.flatten(0, -2).double()
+        self.gram_oo.addmm_(y_No.T, y_No)
+        return y
+
+    def dense_weight(self) -> Tensor:
+        """The weight of the Linear that is watched."""
+        return dense_weight(self.inner)
+
+    def check(self, path: str) -> None:
+        """Errors: BadData naming the Linear whose outputs were not finite."""
+        if not self.gram_oo.isfinite().all():
+            raise BadData(f"calibration: expected finite outputs of {path}, got NaN or infinity", "check the weights")
+
+
+def _new_sum(model: Llama, path: str) -> InputSum | _OutputSum:
+    """What is collected where a Linear, the first of those of its input, stands."""
+    linear = get_linear(model, path)
+    is_alone = len(shares_input(path.rpartition(".")[2])) == 1
+    is_wide = linear.out_features < linear.in_features
+    return _OutputSum(linear) if is_alone and is_wide else InputSum(model, path)
+
+
+@contextmanager
+def _summed(model: Llama, sums: Mapping[str, InputSum | _OutputSum]) -> Iterator[None]:
+    """Within the block the sums take part in what the model computes."""
+    outputs = {path: total for path, total in sums.items() if isinstance(total, _OutputSum)}
+    originals = {path: get_linear(model, path) for path in outputs}
+    with watched(model, {path: total.add for path, total in sums.items() if isinstance(total, InputSum)}):
+        try:
+            for path, total in outputs.items():
+                replace_linear(model, path, total)
+            yield
+        finally:
+            for path, linear in originals.items():
+                replace_linear(model, path, linear)
+
+
+def _advance(model: Llama, layer: int, stream: Stream, passed: Callable[[], None]) -> None:
+    """Run a layer over every window, in place."""
+    block, device = model.layers[layer], stream.x_ND.device
+    positions_1T = torch.arange(max(stream.lengths), device=device)[None]
+    cos_1TP, sin_1TP = rope_angles(model.frequencies_P, positions_1T, model.config.rope_scaling.amplitude)
+    for x_TD in stream.windows():
+        tokens = len(x_TD)
+        mask = attention_mask(model.config, tokens, None, 0, device)
+        x_TD.copy_(block(x_TD[None], cos_1TP[:, :tokens], sin_1TP[:, :tokens], mask, None)[0])
+        passed()
+
+
+def _decompose(linear: AnyLinear, total: InputSum | _OutputSum, rank: int) -> Spectrum:
+    if isinstance(total, _OutputSum):
+        return decompose_outputs(_weight(linear), total.gram_oo, rank)
+    return decompose_whitened(_weight(linear), total.gram_ii, rank=rank)
+
+
+def _stored(spectrum: Spectrum, dtype: torch.dtype) -> Factors:
+    return spectrum.left_oK.to(dtype).contiguous(), spectrum.right_Ki.to(dtype).contiguous()
+
+
+def _first(path: str) -> str:
+    """The path of the first Linear that reads the same input."""
+    parent, _, name = path.rpartition(".")
+    return f"{parent}.{shares_input(name)[0]}"
+
+
+def _weight(linear: AnyLinear) -> Tensor:
+    """A dense weight in its own type: a float32 copy of it would be as large again."""
+    return linear.weight.detach() if isinstance(linear, torch.nn.Linear) else dense_weight(linear)
