@@ -6,6 +6,7 @@ from typing import Literal
 from cyclopts import App
 
 from puna.cli.console import print_json, print_table
+from puna.cli.frontier import refuse_beside_frontier, show_frontier
 from puna.cli.options import Count, Json, RecipeOptions
 from puna.cli.progress import compression_progress, training_progress
 
@@ -30,6 +31,7 @@ def compress(
     seq: Count | None = None,
     learning_rate: float | None = None,
     evaluate: Path | None = None,
+    frontier: bool = False,
     device: str = "auto",
     threads: int = 0,
     json: Json = False,
@@ -53,6 +55,7 @@ def compress(
         seq: tokens in a row of healing; 512, or the context if that is shorter.
         learning_rate: of healing, at its peak; 0.001 where nothing says otherwise.
         evaluate: the text that judges; without it the last tenth of the calibration documents.
+        frontier: write no model; compare several sizes in OUT/report.html, and recommend one.
         device: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one.
         threads: CPU threads; 0 leaves torch's choice.
     """
@@ -62,6 +65,13 @@ def compress(
     from puna.jobs.train_recipe import training_flags
 
     use_threads(threads)
+    if frontier:
+        refuse_beside_frontier(
+            keep=keep, allocation=allocation, quantize=quantize, heal=heal, batch=batch, seq=seq, learning_rate=learning_rate,
+            recipe=recipes.recipe, set=recipes.settings or None,
+        )  # fmt: skip
+        show_frontier(model, out, calibration, method or "auto", evaluate, device, is_json=json)
+        return
     recipe = compress_recipe(
         model=model, calibration=calibration, method=method, keep=keep, allocation=allocation, quantize=quantize,
         evaluate=evaluate, recipe=recipes.recipe, settings=recipes.settings,

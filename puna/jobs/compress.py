@@ -20,10 +20,11 @@ from puna.evaluation.perplexity import evaluate_text
 from puna.files import remove_folder
 from puna.jobs.calibration import WINDOW, calibration_texts, calibration_windows
 from puna.jobs.compress_recipe import CompressRecipe
-from puna.jobs.factoring import factorise
+from puna.jobs.factoring import Factored, factorise, usual_allocation
 from puna.jobs.healing import Healed, heal
 from puna.jobs.layerwise import LayerObserver, Layerwise, is_layerwise, load_mapped
 from puna.jobs.load import LoadedModel, find_model, load
+from puna.jobs.low_rank_report import kept_figure, spectra_section
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run
@@ -36,7 +37,7 @@ from puna.tokens.tokenizer import Tokenizer
 from puna.weights.folder import save_folder
 from puna.weights.loading import weights_sha256
 
-__all__ = ["CompressResult", "compress", "compress_rows"]
+__all__ = ["CompressResult", "compress", "compress_rows", "refuse_compressed"]
 
 _PARTS = "parts"
 
@@ -78,12 +79,12 @@ def compress(
         loaded = load(source, device=place) if layers is None else load_mapped(source)
         model, tokenizer = loaded.llama, loaded.tokenizer
         if recipe.wanted is not None:
-            _refuse_compressed(model, source)
+            refuse_compressed(model, source)
         fitting, judging = calibration_texts(recipe)
         before = (evaluate_text if layers is None else layers.judge)(model, tokenizer, *judging)
         sizes = stored_parameters(model), stored_bytes(model)
         dense = model if recipe.healing is None else shared_copy(model)
-        ranks = _shrink(model, recipe, tokenizer, fitting, layers)
+        factored = _shrink(model, recipe, tokenizer, fitting, layers)
         healed = _heal(loaded, dense, recipe, fitting, folder, peak=peak, observers=observers)
         difference = added_nats(before, evaluate_text(model, tokenizer, *judging))
         method = recipe.quantize or ("kfac" if recipe.method == "auto" else recipe.method)
@@ -99,13 +100,13 @@ def compress(
             added_nats=difference.mean,
             added_nats_low=difference.low,
             added_nats_high=difference.high,
-            ranks=ranks,
+            ranks={} if factored is None else factored.ranks,
             healing=healed,
             seconds=time.monotonic() - started,
             peak_bytes=peak.growth_bytes(),
             model=str(out / "model"),
         )
-        _report(folder, result)
+        _report(folder, result, factored)
     return result
 
 
@@ -123,10 +124,12 @@ def compress_rows(result: CompressResult, lang: str = "en") -> list[tuple[str, s
     ]
 
 
-def _report(folder: RunFolder, result: CompressResult, lang: str = "en") -> None:
+def _report(folder: RunFolder, result: CompressResult, factored: Factored | None, lang: str = "en") -> None:
     sections = [size_section(lang, result.bytes_before, result.bytes_after)]
-    if result.ranks:
-        sections.append(ranks_section(lang, result.ranks))
+    if factored is not None and factored.ranks:
+        sections.append(ranks_section(lang, result.ranks, kept_figure(lang, factored)))
+        if factored.has_spectra:
+            sections.append(spectra_section(lang, factored))
     if result.healing is not None:
         sections += learning_sections(lang, folder)
     write_run_report(folder, "compress", compress_rows(result, lang), sections, lang)
@@ -147,17 +150,17 @@ def _layerwise(
 
 def _shrink(
     model: Llama, recipe: CompressRecipe, tokenizer: Tokenizer, texts: Sequence[str], layers: Layerwise | None
-) -> dict[str, int]:
-    """Do in place what the recipe asks for; return by path the ranks of what was factorised."""
+) -> Factored | None:
+    """Do in place what the recipe asks for; return what low rank made of it."""
     if recipe.wanted is None:
         quantize_int8(model)
-        return {}
+        return None
     windows: list[Tensor] = []
     if recipe.needs_calibration:
         windows = calibration_windows(tokenizer, texts, min(WINDOW, model.config.max_seq_len))
     if layers is not None:
         return layers.factorise(model, windows, recipe.wanted)
-    allocation = recipe.allocation or ("greedy" if recipe.method == "auto" else "uniform")
+    allocation = recipe.allocation or usual_allocation(recipe.method)
     return factorise(model, recipe.method, recipe.wanted, allocation, windows)
 
 
@@ -181,7 +184,7 @@ def _healing_rows(healed: Healed | None, lang: str) -> list[tuple[str, str]]:
     return [(label(lang, "run.row.healing"), words)]
 
 
-def _refuse_compressed(model: Llama, source: Path) -> None:
+def refuse_compressed(model: Llama, source: Path) -> None:
     """A kept share is one of a dense model's bits: taken of a smaller one it could make it larger."""
     if any(not isinstance(linear, nn.Linear) for _, linear in named_linears(model)):
         raise UsageError(f"{source} is compressed already", "compress the model that it was made from")

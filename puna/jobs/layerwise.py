@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from puna.compression.allocation import uniform_ranks
+from puna.compression.hulls import Matrix
 from puna.compression.layerwise import Stream, embed, factor_layer, too_few_tokens
 from puna.errors import DiskFull, FormatError
 from puna.evaluation.perplexity import Likelihood, evaluate_text
 from puna.files import free_bytes
 from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.doctor import product_flops
+from puna.jobs.factoring import Factored
 from puna.jobs.layer_parts import LayerParts, judged_before
 from puna.jobs.load import LoadedModel, load
 from puna.jobs.signals import StopRequest, stop_request
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
-from puna.model.surgery import get_linear, replace_linear
+from puna.model.surgery import get_linear, named_linears, replace_linear
 from puna.planning.whitening import layer_seconds
 from puna.report.numbers import human_bytes, human_seconds
 from puna.tokens.tokenizer import Tokenizer
@@ -87,14 +89,19 @@ class Layerwise:
         pairs = {name: tuple(found[name]) for name in ("window_nats", "window_tokens")}
         return Likelihood(**{**found, **pairs})
 
-    def factorise(self, model: Llama, windows: Sequence[Tensor], keep: float) -> dict[str, int]:
-        """Put mapped factors, in the type of the model's table, where its Linears stand; return the ranks by path.
+    def factorise(self, model: Llama, windows: Sequence[Tensor], keep: float) -> Factored:
+        """Put mapped factors, in the type of the model's table, where its Linears stand; the spectra are not kept.
 
         Errors: BadData; CheckpointMismatch: parts of other weights or another text; DiskFull; Interrupted.
         """
         ranks = uniform_ranks(model.config, keep)
+        matrices = {
+            path: Matrix(d_out=linear.out_features, d_in=linear.in_features, energies=())
+            for path, linear in named_linears(model)
+        }
+        factored = Factored(ranks=ranks, cuts=ranks, matrices=matrices)
         if not ranks:
-            return ranks
+            return factored
         parts = LayerParts(self.parts, {"the model": self.base_sha256, "the calibration": _digest(windows)})
         lengths = tuple(ids_1T.shape[1] for ids_1T in windows)
         _check_space(self.parts, model, ranks, sum(lengths), parts.bytes)
@@ -105,7 +112,7 @@ class Layerwise:
         for layer in range(model.config.n_layers):
             for path, (U_oR, V_Ri) in parts.factors(layer).items():
                 replace_linear(model, path, LowRankLinear(U_oR, V_Ri))
-        return ranks
+        return factored
 
     def _finish(self, parts: LayerParts, model: Llama, ranks: dict[str, int], stream: Stream) -> None:
         """Make the layers that are not there yet."""

@@ -159,15 +159,17 @@ def size_section(lang: str, bytes_before: int, bytes_after: int) -> Section:
     return Section(title=label(lang, "run.size.title"), items=(figure,))
 
 
-def ranks_section(lang: str, ranks: Mapping[str, int]) -> Section:
-    """The rank that each kind of Linear kept, over the layers."""
+def ranks_section(lang: str, ranks: Mapping[str, int], picture: Figure) -> Section:
+    """The rank that each kind of Linear kept, over the layers, under a picture of what each matrix stores."""
     kinds: dict[str, list[int]] = {}
     for path, rank in ranks.items():
         kinds.setdefault(path.rpartition(".")[2], []).append(rank)
     columns = tuple(label(lang, f"run.ranks.{name}") for name in ("linear", "layers", "lowest", "highest"))
     rows = [(name, str(len(found)), str(min(found)), str(max(found))) for name, found in kinds.items()]
     words = (label(lang, "run.ranks.words"),)
-    return Section(title=label(lang, "run.ranks.title"), words=words, items=(Table(columns=columns, rows=rows),))
+    return Section(
+        title=label(lang, "run.ranks.title"), words=words, items=(picture, Table(columns=columns, rows=rows))
+    )
 
 
 def peak_row(lang: str, measured_bytes: int, planned_bytes: int) -> tuple[str, str]:

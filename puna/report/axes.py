@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis as PlotAxis
     from matplotlib.figure import Figure
 
-__all__ = ["SIZE", "SMALL", "WIDE", "Axis", "Reference", "canvas", "format_axis"]
+__all__ = ["SIZE", "SMALL", "WIDE", "Axis", "Reference", "add_axes", "blank", "canvas", "format_axis"]
 
 SIZE, SMALL = 13, 12  # of text, in pixels
 WIDE = 560  # from this width on names stand beside the data; below it they stand in the page's legend
@@ -36,15 +36,24 @@ class Reference:
 
 def canvas(width: int, height: int, *, left: float, right: float, top: float, bottom: float) -> tuple["Figure", "Axes"]:
     """A figure of so many CSS pixels with one bare pair of axes inside these margins."""
+    figure = blank(width, height)
+    return figure, add_axes(figure, (left, bottom, width - left - right, height - top - bottom))
+
+
+def blank(width: int, height: float) -> "Figure":
+    """An empty figure of so many CSS pixels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)  # so that a point is a pixel
-    axes = figure.add_axes(
-        (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
-    )
+    return Figure(figsize=(width / 72, height / 72), dpi=72)  # so that a point is a pixel
+
+
+def add_axes(figure: "Figure", box: tuple[float, float, float, float]) -> "Axes":
+    """A bare pair of axes. Args: box: left, bottom, width and height in CSS pixels."""
+    width, height = (72 * float(side) for side in figure.get_size_inches())
+    axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, pad=6, colors=placeholder("muted"), labelsize=SMALL, which="both")
-    return figure, axes
+    return axes
 
 
 def format_axis(plot_axis: "PlotAxis", axis: Axis, ticks: int) -> None:

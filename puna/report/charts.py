@@ -6,20 +6,29 @@ Style after Tufte, The Visual Display of Quantitative Information (1983): no box
 
 import io
 import warnings
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from puna.report.axes import SIZE, Axis, Reference
 from puna.report.bars import BarChart, Bars, draw_bars
 from puna.report.curves import LineChart, ScatterChart, Series, draw_curves
+from puna.report.heat import HeatMap, draw_heat
+from puna.report.panels import Panel, PanelChart, draw_panels
 from puna.report.svg import embed_svg, series_shade
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Axis",
     "BarChart",
     "Bars",
     "Chart",
+    "HeatMap",
     "LineChart",
+    "Panel",
+    "PanelChart",
     "Reference",
     "ScatterChart",
     "Series",
@@ -27,7 +36,7 @@ __all__ = [
     "legend",
 ]
 
-Chart = LineChart | ScatterChart | BarChart
+Chart = LineChart | ScatterChart | BarChart | HeatMap | PanelChart
 
 
 def draw_chart(chart: Chart, *, width: int, prefix: str, title: str) -> Markup:
@@ -45,7 +54,7 @@ def draw_chart(chart: Chart, *, width: int, prefix: str, title: str) -> Markup:
     ):
         # The page's fonts draw the text, so it is no loss that matplotlib's own font lacks a character.
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure = draw_bars(chart, width) if isinstance(chart, BarChart) else draw_curves(chart, width)
+        figure = _draw(chart, width)
         file = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
@@ -54,5 +63,15 @@ def draw_chart(chart: Chart, *, width: int, prefix: str, title: str) -> Markup:
 
 def legend(chart: Chart) -> tuple[tuple[str, str], ...]:
     """(colour name, text) of each series, where there are several to tell apart."""
+    if isinstance(chart, HeatMap | PanelChart):
+        return ()
     names = [series.name for series in chart.series]
     return tuple((series_shade(index), name) for index, name in enumerate(names)) if len(names) > 1 else ()
+
+
+def _draw(chart: Chart, width: int) -> "Figure":
+    if isinstance(chart, BarChart):
+        return draw_bars(chart, width)
+    if isinstance(chart, HeatMap):
+        return draw_heat(chart, width)
+    return draw_panels(chart, width) if isinstance(chart, PanelChart) else draw_curves(chart, width)

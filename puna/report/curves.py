@@ -1,5 +1,6 @@
 """Lines and points: what changes with what, each series named beside its data."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,12 +48,18 @@ class LineChart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScatterChart:
-    """Points with error bars, connected within a series, each series named at its highest point."""
+    """Points with error bars, each series named at its highest point.
+
+    floor:     what lies below is drawn there; a logarithmic y needs one, for it has no zero.
+    is_joined: whether the points of a series are connected: they are where x is what was chosen, not what was measured.
+    """
 
     x: Axis
     y: Axis
     series: Sequence[Series]
     references: Sequence[Reference] = ()
+    floor: float = -math.inf
+    is_joined: bool = True
 
 
 def draw_curves(chart: LineChart | ScatterChart, width: int) -> "Figure":
@@ -66,7 +73,11 @@ def draw_curves(chart: LineChart | ScatterChart, width: int) -> "Figure":
     axes.set_xscale("log" if chart.x.is_log else "linear")
     axes.set_yscale("log" if chart.y.is_log else "linear")
     for index, series in enumerate(chart.series):
-        (_line if is_line else _points)(axes, series, placeholder(series_shade(index)))
+        colour = placeholder(series_shade(index))
+        if isinstance(chart, LineChart):
+            _line(axes, series, colour)
+        else:
+            _points(axes, chart, series, colour)
     _references(axes, chart.references, 4 if is_line else -15)
     axes.margins(x=0.01 if is_line else 0.07, y=0.08 if is_line else 0.12)
     format_axis(axes.xaxis, chart.x, 6 if is_wide else 4)
@@ -77,8 +88,10 @@ def draw_curves(chart: LineChart | ScatterChart, width: int) -> "Figure":
                   color=placeholder("muted"), fontsize=SMALL)  # fmt: skip
     axes.annotate(chart.x.label, (1, 0), (0, -38), xycoords="axes fraction", textcoords="offset points", ha="right",
                   color=placeholder("muted"), fontsize=SMALL)  # fmt: skip
-    if is_named:
-        (_name_at_end if is_line else _name_at_top)(axes, chart.series)
+    if is_named and isinstance(chart, LineChart):
+        _name_at_end(axes, chart.series)
+    elif is_named and isinstance(chart, ScatterChart):
+        _name_at_top(axes, chart.series, chart.floor)
     return figure
 
 
@@ -88,13 +101,18 @@ def _line(axes: "Axes", series: Series, colour: str) -> None:
     axes.plot(series.x, _averaged(series), color=colour, linewidth=2.0, solid_capstyle="round")
 
 
-def _points(axes: "Axes", series: Series, colour: str) -> None:
-    if series.spread is not None:
-        axes.errorbar(series.x, series.y, yerr=series.spread, fmt="none", color=colour, elinewidth=1.2, capsize=3)
-    axes.plot(series.x, series.y, color=colour, linewidth=1.4, marker="o", markersize=8,
-              markeredgecolor=placeholder("paper"), markeredgewidth=1.2)  # fmt: skip
+def _points(axes: "Axes", chart: ScatterChart, series: Series, colour: str) -> None:
+    floor = chart.floor
     spread = [0.0] * len(series.y) if series.spread is None else series.spread
-    tops = [y + half for y, half in zip(series.y, spread, strict=True)]
+    heights = [max(y, floor) for y in series.y]
+    tops = [max(y + half, floor) for y, half in zip(series.y, spread, strict=True)]
+    if series.spread is not None:
+        bottoms = [max(y - half, floor) for y, half in zip(series.y, spread, strict=True)]
+        reach = [[y - low for y, low in zip(heights, bottoms, strict=True)],
+                 [top - y for y, top in zip(heights, tops, strict=True)]]  # fmt: skip
+        axes.errorbar(series.x, heights, yerr=reach, fmt="none", color=colour, elinewidth=1.2, capsize=3)
+    axes.plot(series.x, heights, color=colour, linewidth=1.4 if chart.is_joined else 0.0, marker="o", markersize=8,
+              markeredgecolor=placeholder("paper"), markeredgewidth=1.2)  # fmt: skip
     for x, y, name in zip(series.x, tops, series.names, strict=False):
         axes.annotate(name, (x, y), (0, 8), textcoords="offset points", ha="center", zorder=1.5,
                       color=placeholder("muted"), fontsize=SMALL)  # fmt: skip
@@ -108,8 +126,9 @@ def _name_at_end(axes: "Axes", series: Sequence[Series]) -> None:
                       color=placeholder(series_shade(index)), annotation_clip=False)  # fmt: skip
 
 
-def _name_at_top(axes: "Axes", series: Sequence[Series]) -> None:
-    tops = [max(zip(one.x, one.y, strict=True), key=lambda point: point[1]) for one in series]
+def _name_at_top(axes: "Axes", series: Sequence[Series], floor: float) -> None:
+    highest = [max(zip(one.x, one.y, strict=True), key=lambda point: point[1]) for one in series]
+    tops = [(x, max(y, floor)) for x, y in highest]
     places = [axes.transData.transform(top) for top in tops]
     middle = axes.transAxes.transform((0.6, 0))[0]
     for index, (one, top, place, shift) in enumerate(

@@ -1,4 +1,4 @@
-"""Every word of a report, in one table per language; a further language is one more file like english.py.
+"""Every word of a report, in one table per language, put together from a file for most pages and one for compression's.
 
 A label may hold {placeholders}; every language has the same keys with the same placeholders.
 """
@@ -7,11 +7,16 @@ from collections.abc import Mapping
 
 from puna.errors import unknown_name
 from puna.report.chinese import CHINESE
+from puna.report.chinese_compression import CHINESE_COMPRESSION
 from puna.report.english import ENGLISH
+from puna.report.english_compression import ENGLISH_COMPRESSION
 
 __all__ = ["LABELS", "label"]
 
-LABELS: Mapping[str, Mapping[str, str]] = {"en": ENGLISH, "zh": CHINESE}
+LABELS: Mapping[str, Mapping[str, str]] = {
+    "en": {**ENGLISH, **ENGLISH_COMPRESSION},
+    "zh": {**CHINESE, **CHINESE_COMPRESSION},
+}
 
 
 def label(lang: str, key: str, **values: object) -> str:

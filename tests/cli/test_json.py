@@ -92,6 +92,31 @@ def test_compress(puna: Puna, made: Any, tmp_path: Path) -> None:
         assert result["bytes_after"] < result["bytes_before"]
 
 
+def test_compress_frontier(puna: Puna, made: Any, tmp_path: Path) -> None:
+    judge = tmp_path / "judge.txt"
+    judge.write_text("\n".join((made.text / f"{number:02}.txt").read_text()[:200] for number in range(20)))
+    flags = (
+        "--frontier",
+        "--method",
+        "svd",
+        "--calibration",
+        made.text / "00.txt",
+        "--evaluate",
+        judge,
+        "--threads",
+        1,
+    )
+    ending = puna("compress", made.trained, tmp_path / "a", *flags, "--json")
+    has(ending.json, "original frontier recommended command ablation seconds peak_bytes report")
+    keys = "method keep bytes share added_nats low high decode_tokens_per_second prefill_tokens_per_second ranks"
+    for point in ending.json["frontier"]:
+        has(point, keys)
+    assert Path(ending.json["report"]).is_file()
+    assert "comparing:" in ending.err
+    shown = puna("compress", made.trained, tmp_path / "a", *flags)
+    assert all(part in shown.out for part in ("as it is", "svd 40 %", "int8", "ecommended", ending.json["report"]))
+
+
 def test_evaluate(puna: Puna, made: Any) -> None:
     flags = ("--text", made.text / "00.txt", "--threads", 1, "--json")
     result = puna("evaluate", made.trained, *flags).json

@@ -44,6 +44,7 @@ def test_a_shared_copy_shares_every_tensor_and_is_cut_alone(tiny: Llama) -> None
     copied = shared_copy(tiny)
     own = dict(tiny.named_parameters())
     assert all(weight is own[name] for name, weight in copied.named_parameters())
+    assert all(a is not b for a, b in zip(tiny.modules(), copied.modules(), strict=True))
     assert copied.lm_head.weight is copied.embed_tokens.weight
     dense = get_linear(tiny, "layers.0.mlp.up_proj")
     compress_low_rank(copied, decompose_linears(copied), uniform_ranks(copied.config, 0.5))

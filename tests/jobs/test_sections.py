@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from puna.arch.presets import find_preset
+from puna.compression.hulls import Matrix
 from puna.jobs import sections
+from puna.jobs.factoring import Factored
+from puna.jobs.low_rank_report import kept_figure, spectra_section
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.run_report import (
     learning_sections,
@@ -25,6 +28,8 @@ from puna.training.events import SampleEvent
 
 CONFIG = find_preset("tiny").config
 PLAN = planned_memory(CONFIG, TrainingConfig(budget=StepBudget(steps=1)))
+UP = Matrix(d_out=8, d_in=4, energies=(4.0, 3.0, 2.0, 1.0))
+FACTORED = Factored(ranks={}, cuts={"layers.0.mlp.up_proj": 2}, matrices={"layers.0.mlp.up_proj": UP})
 
 
 @pytest.fixture
@@ -79,9 +84,10 @@ def test_every_part_is_rendered_in_every_language(lang: str, metrics: Path) -> N
         sections.rope_section(lang, CONFIG, [1.0, 0.1, 0.01]),
         *learning_sections(lang, folder),
         size_section(lang, 5000, 3000),
-        ranks_section(lang, {"layers.0.mlp.up_proj": 3, "layers.1.mlp.up_proj": 5}),
+        ranks_section(lang, {"layers.0.mlp.up_proj": 3, "layers.1.mlp.up_proj": 5}, kept_figure(lang, FACTORED)),
+        spectra_section(lang, FACTORED),
     ]
-    for verb in ("train", "adapt", "compress"):
+    for verb in ("train", "adapt", "compress", "frontier"):
         write_run_report(folder, verb, [("<what>", "1 & 2")], parts, lang)
         page = folder.report.read_text(encoding="utf-8")
         assert all(part.title in page for part in parts)

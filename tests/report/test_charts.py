@@ -10,7 +10,10 @@ from puna.report.charts import (
     BarChart,
     Bars,
     Chart,
+    HeatMap,
     LineChart,
+    Panel,
+    PanelChart,
     Reference,
     ScatterChart,
     Series,
@@ -48,7 +51,24 @@ STACK = BarChart(
     is_stacked=True,
     references=(Reference(label="card", value=8e6),),
 )
-ALL = pytest.mark.parametrize("chart", [LINES, POINTS, GROUPS, STACK], ids=["lines", "points", "groups", "stack"])
+HEAT = HeatMap(
+    rows=("q, k, v", "向下"),
+    columns=[str(layer) for layer in range(4)],
+    values=((0.5, 0.25, None, 1.0), (0.0, 0.75, 0.5, 0.5)),
+    columns_label="layer",
+    key="numbers kept",
+    whole="dense",
+)
+PANELS = PanelChart(
+    x=Axis(label="kept", form="percent"),
+    y=Axis(label="left", form="percent", is_log=True),
+    panels=[
+        Panel(name=f"kind {index}", x=(0, 0.5, 1), low=(1, 0.1, 0), middle=(1, 0.2, 0), high=(1, 0.4, 0), mark=0.6)
+        for index in range(7)
+    ],
+)
+CHARTS = {"lines": LINES, "points": POINTS, "groups": GROUPS, "stack": STACK, "heat": HEAT, "panels": PANELS}
+ALL = pytest.mark.parametrize("chart", CHARTS.values(), ids=list(CHARTS))
 
 
 def draw(chart: Chart, width: int = 720, prefix: str = "f") -> str:
@@ -104,6 +124,33 @@ def test_points_carry_their_names_and_ticks_their_units() -> None:
     assert {"60 %", "80 %", "plain", "int8", "1 MB", "0.01"} <= set(written)
 
 
+def test_what_a_logarithm_cannot_hold_is_drawn_on_its_floor() -> None:
+    points = (
+        Series(name="s", x=(1, 2, 3), y=(0.5, 0.0, -0.1), spread=(0.1, 0.01, 0.2)),
+        Series(name="t", x=(1,), y=(0,)),
+    )
+    chart = ScatterChart(x=Axis(label="x"), y=Axis(label="y", is_log=True), series=points, floor=0.001)
+    assert {"0.001", "0.1", "s", "t"} <= set(texts(draw(chart)))
+
+
+def test_cells_carry_their_percent_where_there_is_room() -> None:
+    assert {"50", "25", "75", "100", "q, k, v", "向下", "0", "3", "layer", "dense"} <= set(texts(draw(HEAT)))
+    many = HeatMap(
+        rows=("up",), columns=[str(layer) for layer in range(126)], values=([0.33] * 126,), columns_label="layer",
+        key="kept", whole="dense",
+    )  # fmt: skip
+    written = texts(draw(many))
+    assert "33" not in set(written) - set(many.columns)
+    assert {"0", "120"} & set(written)
+    assert sum(text in many.columns for text in written) < 60  # not every layer's number has room
+
+
+def test_each_panel_has_its_name_and_the_outer_ones_their_ticks() -> None:
+    written = texts(draw(PANELS))
+    assert {f"kind {index}" for index in range(7)} <= set(written)
+    assert (written.count("100 %"), written.count("0.1 %")) == (2 + 4, 2)
+
+
 def test_a_stack_ends_with_its_total() -> None:
     assert {"3 MB", "4 MB", "planned", "measured", "card"} <= set(texts(draw(STACK)))
 
@@ -113,6 +160,7 @@ def test_grouped_bars_carry_their_values() -> None:
 
 
 def test_one_series_needs_no_legend() -> None:
+    assert legend(HEAT) == legend(PANELS) == ()
     assert legend(BarChart(axis=Axis(label="x"), categories=("a",), series=(Bars(name="s", values=(1,)),))) == ()
 
 

@@ -1,0 +1,24 @@
+"""What a frontier is asked to compare."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from puna.jobs.factoring import Method
+
+__all__ = ["FrontierRecipe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierRecipe:
+    """Which model, fitted to which text and judged by which: None is the last tenth of the calibration documents.
+
+    method: auto is compared with `whitened`, the published baseline, and taken apart; any other stands for itself.
+    """
+
+    needs_calibration: ClassVar[bool] = True
+
+    model: Path
+    calibration: Path
+    method: Method = "auto"
+    evaluate: Path | None = None

@@ -1,0 +1,84 @@
+"""What low rank made of a model, as pictures: what each matrix keeps, and how fast its loss falls with the rank."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from statistics import median
+
+from puna.compression.hulls import Matrix
+from puna.jobs.factoring import Factored
+from puna.report.axes import Axis
+from puna.report.heat import HeatMap
+from puna.report.labels import label
+from puna.report.page import Figure, Section
+from puna.report.panels import Panel, PanelChart
+
+__all__ = ["kept_figure", "spectra_section"]
+
+_POINTS = 40  # of a curve
+
+
+def kept_figure(lang: str, factored: Factored) -> Figure:
+    """The share of its numbers that each matrix stores: a row for each kind, a column for each layer."""
+    kinds = _by_kind(factored.matrices)
+    layers = sorted({layer for found in kinds.values() for layer in found})
+    values = [[_share(factored, *found[layer]) for layer in layers] for found in kinds.values()]
+    chart = HeatMap(
+        rows=list(kinds),
+        columns=[str(layer) for layer in layers],
+        values=values,
+        columns_label=label(lang, "kept.layer"),
+        key=label(lang, "kept.key"),
+        whole=label(lang, "kept.dense"),
+    )
+    return Figure(content=chart, caption=label(lang, "kept.caption"))
+
+
+def spectra_section(lang: str, factored: Factored) -> Section:
+    """The loss that is left at each rank, for each kind of matrix: the median over the layers between least and most."""
+    panels = [
+        _panel(kind, [matrix for _, matrix in found.values()]) for kind, found in _by_kind(factored.matrices).items()
+    ]
+    chart = PanelChart(
+        x=Axis(label=label(lang, "spectra.x_axis"), form="percent"),
+        y=Axis(label=label(lang, "spectra.y_axis"), form="percent", is_log=True),
+        panels=panels,
+    )
+    figure = Figure(content=chart, caption=label(lang, "spectra.caption"))
+    return Section(title=label(lang, "spectra.title"), words=(label(lang, "spectra.words"),), items=(figure,))
+
+
+def _by_kind(matrices: Mapping[str, Matrix]) -> dict[str, dict[int, tuple[str, Matrix]]]:
+    """(name, matrix) by kind and layer; the kinds as people call them: `q, k, v`, `down`."""
+    kinds: dict[str, dict[int, tuple[str, Matrix]]] = {}
+    for name, matrix in matrices.items():
+        parent, _, members = name.rpartition(".")
+        kind = ", ".join(member.removesuffix("_proj") for member in members.split("+"))
+        kinds.setdefault(kind, {})[int(parent.split(".")[1])] = (name, matrix)
+    return kinds
+
+
+def _share(factored: Factored, name: str, matrix: Matrix) -> float | None:
+    rank = factored.cuts.get(name)
+    return None if rank is None else rank * (matrix.d_out + matrix.d_in) / matrix.dense
+
+
+def _panel(kind: str, matrices: Sequence[Matrix]) -> Panel:
+    """One kind's curves over the layers, and the rank from which on factors store more than the matrix."""
+    curves = list(zip(*(_loss_left(matrix.energies) for matrix in matrices), strict=True))
+    first = matrices[0]
+    even = first.dense / (first.d_out + first.d_in) / min(first.d_out, first.d_in)
+    return Panel(
+        name=kind,
+        x=[index / _POINTS for index in range(_POINTS + 1)],
+        low=[min(values) for values in curves],
+        middle=[median(values) for values in curves],
+        high=[max(values) for values in curves],
+        mark=even,
+    )
+
+
+def _loss_left(energies: Sequence[float]) -> list[float]:
+    """The share of the whole loss that is left at evenly spaced ranks from none to all."""
+    tails = list(accumulate(reversed(energies), initial=0.0))[::-1]
+    whole = tails[0] if tails[0] > 0 else 1.0
+    return [tails[round(index * len(energies) / _POINTS)] / whole for index in range(_POINTS + 1)]

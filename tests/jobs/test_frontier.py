@@ -1,0 +1,184 @@
+"""The frontier: every size judged on the same text, a rule that says what to take, and a page that shows why."""
+
+import json
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from puna.cli.main import run
+from puna.errors import BadData, UsageError
+from puna.jobs.calibration import calibration_texts
+from puna.jobs.compress import compress
+from puna.jobs.compress_recipe import CompressRecipe
+from puna.jobs.frontier import measure_frontier
+from puna.jobs.frontier_recipe import FrontierRecipe
+from puna.jobs.frontier_report import frontier_sections
+from puna.jobs.frontier_result import FrontierPoint, cheapest, command_for, frontier_rows, recommend, verdict
+from puna.jobs.load import load
+from puna.report.labels import LABELS
+from puna.report.page import render_page
+
+KEEPS = [0.9, 0.8, 0.7, 0.6, 0.4]
+
+
+@pytest.fixture(scope="module")
+def world(world, tmp_path_factory) -> SimpleNamespace:
+    """The small world with less text: 15 models are judged by it."""
+    folder = tmp_path_factory.mktemp("less")
+    (folder / "text").mkdir()
+    for path in sorted(world.text.iterdir())[:12]:
+        (folder / "text" / path.name).write_text(path.read_text())
+    (folder / "judge.txt").write_text("".join(world.judge.read_text().splitlines(keepends=True)[:100]))
+    return SimpleNamespace(run=world.run, text=folder / "text", judge=folder / "judge.txt")
+
+
+def recipe_for(world, **given) -> FrontierRecipe:
+    return FrontierRecipe(**{"model": world.run / "model", "calibration": world.text, "evaluate": world.judge, **given})
+
+
+@pytest.fixture(scope="module")
+def out(world, tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "f 1"
+
+
+@pytest.fixture(scope="module")
+def heard() -> list[tuple[float, str]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(world, out: Path, heard):
+    return measure_frontier(recipe_for(world), out, on_progress=lambda share, name: heard.append((share, name)))
+
+
+def test_every_size_of_both_methods_and_int8_is_measured(result, heard) -> None:
+    expected = [(method, keep) for method in ("auto", "whitened") for keep in KEEPS]
+    assert [(point.method, point.keep) for point in result.frontier] == [*expected, ("int8", None)]
+    for point in result.frontier:
+        assert point.bytes < result.original.bytes
+        assert point.share == point.bytes / result.original.bytes
+        assert point.low <= point.added_nats <= point.high
+        assert min(point.decode_tokens_per_second, point.prefill_tokens_per_second) > 0
+        assert bool(point.ranks) == (point.method != "int8")
+    sizes = [point.bytes for point in result.frontier[:5]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [(row.method, row.allocation) for row in result.ablation] == [
+        ("svd", "uniform"), ("asvd", "uniform"), ("whitened", "uniform"), ("kfac", "uniform"), ("kfac", "greedy"),
+        ("auto", "greedy"),
+    ]  # fmt: skip
+    assert result.ablation[2].added_nats == result.frontier[8].added_nats  # one trial serves both
+    assert [share for share, _ in heard] == [index / 15 for index in range(16)]
+    assert len({name for _, name in heard}) == 16
+
+
+def test_a_page_and_the_numbers_are_written_and_no_model(result, out: Path) -> None:
+    assert {path.name for path in out.iterdir()} == {".lock", "recipe.toml", "report.html", "frontier.json"}
+    assert json.loads((out / "frontier.json").read_text()) == asdict(result)
+    page = Path(result.report).read_text()
+    parts = (
+        "Frontier: f 1",
+        "What to take",
+        "What each lever gave",
+        "How fast the loss falls",
+        "HeatMap",
+        "PanelChart",
+    )
+    assert all(part in page for part in parts)
+    head, *rows = frontier_rows(result)
+    assert len(rows) == 12
+    assert all(len(row) == len(head) for row in rows)
+
+
+def test_what_was_judged_is_what_the_command_makes(world, result, runs: Path) -> None:
+    for point in (result.frontier[3], result.frontier[8], result.frontier[-1]):
+        words = shlex.split(command_for(recipe_for(world), point, runs / "f"))
+        assert run([*words[1:], "--threads", "1"]) == 0
+        made = load(words[3])
+        assert made.llama.config == load(world.run).llama.config
+    keep = {"model": world.run / "model", "calibration": world.text, "evaluate": world.judge, "keep": 0.6}
+    again = compress(CompressRecipe(**keep), runs / "g")
+    point = result.frontier[3]
+    assert (again.ranks, again.bytes_after) == (point.ranks, point.bytes)
+    assert again.added_nats == pytest.approx(point.added_nats, abs=1e-6)
+
+
+def test_a_method_by_its_name_stands_for_itself(world, runs: Path) -> None:
+    found = measure_frontier(recipe_for(world, method="svd"), runs / "svd")
+    assert [(point.method, point.keep) for point in found.frontier] == [
+        *(("svd", keep) for keep in KEEPS),
+        ("int8", None),
+    ]
+    assert found.ablation == []
+    assert "What each lever gave" not in Path(found.report).read_text()
+
+
+POINT = FrontierPoint(
+    method="auto", keep=0.6, bytes=600, share=0.6, added_nats=0.02, low=0.01, high=0.03, ranks={},
+    decode_tokens_per_second=2.0, prefill_tokens_per_second=3.0,
+)  # fmt: skip
+
+
+def test_the_smallest_that_stays_within_the_limit_for_certain_is_recommended() -> None:
+    larger, unsure = replace(POINT, bytes=700, added_nats=0.001), replace(POINT, bytes=500, high=0.0501)
+    grown = replace(POINT, bytes=1000)
+    assert recommend([larger, POINT, unsure], 1000) is POINT
+    assert recommend([unsure, grown], 1000) is None
+    better = replace(POINT, added_nats=0.01)
+    assert recommend([POINT, better], 1000) is better
+
+
+def test_where_none_is_the_cheapest_for_its_bytes_is_named(result) -> None:
+    dear = replace(POINT, bytes=900, added_nats=0.2, high=0.3)
+    near = replace(POINT, method="int8", keep=None, bytes=500, added_nats=0.5, high=0.6)
+    assert cheapest([dear, near, replace(POINT, bytes=1000)], 1000) is near
+    original = replace(result.original, bytes=1000)
+    none = replace(result, original=original, frontier=[dear, near], recommended=None, command=None)
+    assert verdict(none).startswith("Nothing is recommended")
+    assert "int8" in verdict(none)
+    assert "no setting stored less" in verdict(replace(none, frontier=[replace(POINT, bytes=1000)]))
+    assert verdict(replace(none, recommended=POINT)).startswith("auto 60 % is recommended")
+
+
+@pytest.mark.parametrize("lang", sorted(LABELS))
+@pytest.mark.parametrize("is_recommended", [True, False])
+def test_the_page_is_written_in_every_language(world, result, lang: str, is_recommended: bool) -> None:
+    from puna.jobs.factoring import factorise
+
+    factored = factorise(load(world.run).llama, "svd", 0.6, "uniform", ())
+    point = result.frontier[0] if is_recommended else None
+    shown = replace(result, recommended=point, command=None if point is None else "puna compress a b")
+    names = dict.fromkeys([each.name for each in result.frontier], factored)
+    page = render_page("t", "s", frontier_sections(shown, names, lang), lang)
+    assert ("puna compress a b" in page) == is_recommended
+
+
+def test_what_is_fitted_to_is_not_what_judges(world, runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"calibration: .*judge.txt is also in --evaluate"):
+        measure_frontier(recipe_for(world, calibration=world.judge), runs / "a")
+    whole = CompressRecipe(model=world.run / "model", calibration=world.judge, evaluate=world.judge)
+    with pytest.raises(BadData, match="is also in --evaluate"):
+        compress(whole, runs / "b")
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "own.txt").write_text("a text of its own")
+    (mixed / "copy.txt").write_text("\n" + (world.text / "07.txt").read_text())
+    with pytest.raises(BadData, match=r"07.txt is also in --evaluate, as .*copy.txt"):
+        compress(replace(whole, calibration=world.text, evaluate=mixed), runs / "c")
+    assert not (runs / "c" / "recipe.toml").exists()
+    assert calibration_texts(replace(whole, method="svd"))  # nothing is fitted
+
+
+def test_an_empty_calibration_text_is_refused(world, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    for evaluate in (None, world.judge):
+        with pytest.raises(BadData, match=r"calibration: |no readable text"):
+            measure_frontier(recipe_for(world, calibration=tmp_path / "empty.txt", evaluate=evaluate), runs / "a")
+
+
+def test_a_compressed_model_is_refused(world, runs: Path) -> None:
+    small = compress(CompressRecipe(model=world.run / "model", method="svd", evaluate=world.judge), runs / "a")
+    with pytest.raises(UsageError, match="compressed already"):
+        measure_frontier(recipe_for(world, model=Path(small.model)), runs / "b")
