@@ -85,7 +85,8 @@ def test_adapt_and_merge(puna: Puna, made: Any, tmp_path: Path) -> None:
 
 
 def test_compress(puna: Puna, made: Any, tmp_path: Path) -> None:
-    for number, flags in enumerate((("--calibration", made.text), ("--quantize", "int8", "--evaluate", made.text))):
+    text, layerwise = ("--calibration", made.text), ("--method", "whitened")  # which shows its progress
+    for number, flags in enumerate((text, (*text, *layerwise), ("--quantize", "int8", "--evaluate", made.text))):
         out = tmp_path / str(number)
         result = puna("compress", made.trained, out, *flags, "--threads", 1, "--json").json
         has(result, "parameters_before parameters_after bytes_before bytes_after added_nats ranks seconds peak_bytes")
