@@ -35,7 +35,6 @@ from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_seconds
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.folder import save_folder
-from puna.weights.loading import weights_sha256
 
 __all__ = ["CompressResult", "compress", "compress_rows", "refuse_compressed"]
 
@@ -74,12 +73,8 @@ def compress(
     source = find_model(recipe.model)
     with open_run(out, recipe, resume=True) as folder:
         peak = PeakMemory(place)
-        base_sha256 = weights_sha256(source)
-        layers = _layerwise(recipe, base_sha256, place, folder, observers)
-        loaded = load(source, device=place) if layers is None else load_mapped(source)
+        loaded, layers = _open(recipe, source, place, folder, observers)
         model, tokenizer = loaded.llama, loaded.tokenizer
-        if recipe.wanted is not None:
-            refuse_compressed(model, source)
         fitting, judging = calibration_texts(recipe)
         before = (evaluate_text if layers is None else layers.judge)(model, tokenizer, *judging)
         sizes = stored_parameters(model), stored_bytes(model)
@@ -88,7 +83,7 @@ def compress(
         healed = _heal(loaded, dense, recipe, fitting, folder, peak=peak, observers=observers)
         difference = added_nats(before, evaluate_text(model, tokenizer, *judging))
         method = recipe.quantize or ("kfac" if recipe.method == "auto" else recipe.method)
-        record = _record(method, recipe.wanted, fitting if recipe.needs_calibration else None, base_sha256)
+        record = _record(method, recipe.wanted, fitting if recipe.needs_calibration else None, loaded.base_sha256)
         save_folder(model, out / "model", tokenizer, record)
         remove_folder(out / _PARTS)
         result = CompressResult(
@@ -135,17 +130,21 @@ def _report(folder: RunFolder, result: CompressResult, factored: Factored | None
     write_run_report(folder, "compress", compress_rows(result, lang), sections, lang)
 
 
-def _layerwise(
+def _open(
     recipe: CompressRecipe,
-    base_sha256: str,
+    source: Path,
     place: torch.device,
     folder: RunFolder,
     observers: tuple[LayerObserver, ...],
-) -> Layerwise | None:
-    """How to do it layer by layer; None: the whole model at once."""
-    if not is_layerwise(recipe, place):
-        return None
-    return Layerwise(parts=folder.path / _PARTS, base_sha256=base_sha256, observers=observers)
+) -> tuple[LoadedModel, Layerwise | None]:
+    """The dense model, and how to go through it layer by layer; None: the whole of it at once."""
+    is_mapped = is_layerwise(recipe, place)
+    loaded = load_mapped(source) if is_mapped else load(source, device=place)
+    if recipe.wanted is not None:
+        refuse_compressed(loaded.llama, source)
+    if not is_mapped:
+        return loaded, None
+    return loaded, Layerwise(parts=folder.path / _PARTS, base_sha256=loaded.base_sha256, observers=observers)
 
 
 def _shrink(

@@ -49,6 +49,11 @@ class LoadedModel(nn.Module):
         self._base_sha256 = cache(lambda: weights_sha256(header))
 
     @property
+    def base_sha256(self) -> str:
+        """The digest of the weights as they are stored."""
+        return self._base_sha256()
+
+    @property
     def config(self) -> ModelConfig:
         """The model's numbers."""
         return self.llama.config

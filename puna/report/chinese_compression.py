@@ -64,7 +64,7 @@ CHINESE_COMPRESSION = {
     # ranks and spectra
     "kept.layer": "层",
     "kept.key": "保留的数",
-    "kept.dense": "全部：未分解",
+    "kept.dense": "未分解",
     "kept.caption": "每个矩阵仍然存储的数的比例。共用一个因子的几个矩阵合为一行。",
     "spectra.title": "损失随秩下降得多快",
     "spectra.words": "每个矩阵是若干部分之和，最有价值的在前。曲线陡降的只需要少数几个；下降缓慢的最后才裁。",

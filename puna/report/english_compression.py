@@ -68,7 +68,7 @@ ENGLISH_COMPRESSION = {
     # ranks and spectra
     "kept.layer": "layer",
     "kept.key": "numbers kept",
-    "kept.dense": "all: left dense",
+    "kept.dense": "dense",
     "kept.caption": "The share of its numbers that each matrix still stores. Where several share a factor they are one row.",
     "spectra.title": "How fast the loss falls with the rank",
     "spectra.words": "Every matrix is a sum of parts, the most valuable first. A curve that falls steeply needs few of them; one "

@@ -15,6 +15,7 @@ __all__ = ["HeatMap", "draw_heat"]
 
 _CELL, _GAP = 26, 1.5  # pixels
 _NUMBERED = 32  # the narrowest cell that has room for its number
+_SWATCH = 34  # of the key, without its name
 _KEY = (0.2, 0.4, 0.6, 0.8)
 _SHADE = "series-0"
 
@@ -44,7 +45,11 @@ def draw_heat(chart: HeatMap, width: int) -> "Figure":
     left = 10 + max(text_width(name, SIZE) for name in chart.rows)
     pitch = (width - left - 2) / len(chart.columns)
     height = _CELL * len(chart.rows)
-    figure, axes = canvas(width, 4 + height + 80, left=left, right=2, top=4, bottom=80)
+    entries = _key_entries(chart)
+    key_width = 14 + text_width(chart.key, SMALL) + sum(_SWATCH + text_width(name, SMALL) for name, _ in entries)
+    is_long = key_width > width - left - 2
+    bottom = 100 if is_long else 80
+    figure, axes = canvas(width, 4 + height + bottom, left=left, right=2, top=4, bottom=bottom)
     axes.set_xlim(0, pitch * len(chart.columns))
     axes.set_ylim(height, 0)
     for row, values in enumerate(chart.values):
@@ -57,25 +62,26 @@ def draw_heat(chart: HeatMap, width: int) -> "Figure":
     axes.tick_params(axis="y", colors=placeholder("ink"), labelsize=SIZE)
     axes.annotate(chart.columns_label, (1, 0), (0, -36), xycoords="axes fraction", textcoords="offset points",
                   ha="right", color=placeholder("muted"), fontsize=SMALL)  # fmt: skip
-    _draw_key(axes, chart, height + 54)
+    _draw_key(axes, chart.key, entries, height + 54, -left if is_long else None)
     return figure
 
 
-def _draw_key(axes: "Axes", chart: HeatMap, top: float) -> None:
-    """What the shades stand for, in a line below the cells, or in two where it is too long for one."""
-    shades = [(f"{value:.0%}".replace("%", " %"), value) for value in _KEY]
-    entries: list[tuple[str, float | None]] = [*shades, (chart.whole, None)]
-    axes.annotate(chart.key, (0, top + 9), va="center", color=placeholder("muted"), fontsize=SMALL,
-                  annotation_clip=False)  # fmt: skip
-    x = text_width(chart.key, SMALL) + 14
-    needed = x + sum(30 + text_width(name, SMALL) for name, _ in entries)
-    if needed > axes.get_xlim()[1]:
-        x, top = 0.0, top + 20
+def _key_entries(chart: HeatMap) -> list[tuple[str, float | None]]:
+    return [*((f"{value:.0%}".replace("%", " %"), value) for value in _KEY), (chart.whole, None)]
+
+
+def _draw_key(
+    axes: "Axes", title: str, entries: Sequence[tuple[str, float | None]], top: float, edge: float | None
+) -> None:
+    """What the shades stand for, in a line below the cells. Args: edge: where two lines begin, if one is too short."""
+    axes.annotate(title, (0 if edge is None else edge, top + 9), va="center", color=placeholder("muted"),
+                  fontsize=SMALL, annotation_clip=False)  # fmt: skip
+    x, top = (14 + text_width(title, SMALL), top) if edge is None else (edge, top + 22)
     for name, value in entries:
         _cell(axes, x, top, 18, value, size=18, has_number=False)
         axes.annotate(name, (x + 22, top + 9), va="center", color=placeholder("muted"), fontsize=SMALL,
                       annotation_clip=False)  # fmt: skip
-        x += 34 + text_width(name, SMALL)
+        x += _SWATCH + text_width(name, SMALL)
 
 
 def _cell(
@@ -93,4 +99,4 @@ def _cell(
                               clip_on=False))  # fmt: skip
     elif has_number:
         axes.annotate(f"{100 * value:.0f}", middle, ha="center", va="center", fontsize=SMALL,
-                      color=placeholder("paper" if alpha > 0.55 else "ink"))  # fmt: skip
+                      color=placeholder("paper" if alpha > 0.7 else "ink"))  # fmt: skip

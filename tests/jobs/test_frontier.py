@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from puna.cli.main import run
-from puna.errors import BadData, UsageError
-from puna.jobs.calibration import calibration_texts
+from puna.errors import UsageError
 from puna.jobs.compress import compress
 from puna.jobs.compress_recipe import CompressRecipe
+from puna.jobs.factoring import factorise
 from puna.jobs.frontier import measure_frontier
 from puna.jobs.frontier_recipe import FrontierRecipe
 from puna.jobs.frontier_report import frontier_sections
-from puna.jobs.frontier_result import FrontierPoint, cheapest, command_for, frontier_rows, recommend, verdict
+from puna.jobs.frontier_result import command_for, frontier_rows
 from puna.jobs.load import load
 from puna.report.labels import LABELS
 from puna.report.page import render_page
@@ -115,67 +115,15 @@ def test_a_method_by_its_name_stands_for_itself(world, runs: Path) -> None:
     assert "What each lever gave" not in Path(found.report).read_text()
 
 
-POINT = FrontierPoint(
-    method="auto", keep=0.6, bytes=600, share=0.6, added_nats=0.02, low=0.01, high=0.03, ranks={},
-    decode_tokens_per_second=2.0, prefill_tokens_per_second=3.0,
-)  # fmt: skip
-
-
-def test_the_smallest_that_stays_within_the_limit_for_certain_is_recommended() -> None:
-    larger, unsure = replace(POINT, bytes=700, added_nats=0.001), replace(POINT, bytes=500, high=0.0501)
-    grown = replace(POINT, bytes=1000)
-    assert recommend([larger, POINT, unsure], 1000) is POINT
-    assert recommend([unsure, grown], 1000) is None
-    better = replace(POINT, added_nats=0.01)
-    assert recommend([POINT, better], 1000) is better
-
-
-def test_where_none_is_the_cheapest_for_its_bytes_is_named(result) -> None:
-    dear = replace(POINT, bytes=900, added_nats=0.2, high=0.3)
-    near = replace(POINT, method="int8", keep=None, bytes=500, added_nats=0.5, high=0.6)
-    assert cheapest([dear, near, replace(POINT, bytes=1000)], 1000) is near
-    original = replace(result.original, bytes=1000)
-    none = replace(result, original=original, frontier=[dear, near], recommended=None, command=None)
-    assert verdict(none).startswith("Nothing is recommended")
-    assert "int8" in verdict(none)
-    assert "no setting stored less" in verdict(replace(none, frontier=[replace(POINT, bytes=1000)]))
-    assert verdict(replace(none, recommended=POINT)).startswith("auto 60 % is recommended")
-
-
 @pytest.mark.parametrize("lang", sorted(LABELS))
 @pytest.mark.parametrize("is_recommended", [True, False])
 def test_the_page_is_written_in_every_language(world, result, lang: str, is_recommended: bool) -> None:
-    from puna.jobs.factoring import factorise
-
     factored = factorise(load(world.run).llama, "svd", 0.6, "uniform", ())
     point = result.frontier[0] if is_recommended else None
     shown = replace(result, recommended=point, command=None if point is None else "puna compress a b")
     names = dict.fromkeys([each.name for each in result.frontier], factored)
     page = render_page("t", "s", frontier_sections(shown, names, lang), lang)
     assert ("puna compress a b" in page) == is_recommended
-
-
-def test_what_is_fitted_to_is_not_what_judges(world, runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=r"calibration: .*judge.txt is also in --evaluate"):
-        measure_frontier(recipe_for(world, calibration=world.judge), runs / "a")
-    whole = CompressRecipe(model=world.run / "model", calibration=world.judge, evaluate=world.judge)
-    with pytest.raises(BadData, match="is also in --evaluate"):
-        compress(whole, runs / "b")
-    mixed = tmp_path / "mixed"
-    mixed.mkdir()
-    (mixed / "own.txt").write_text("a text of its own")
-    (mixed / "copy.txt").write_text("\n" + (world.text / "07.txt").read_text())
-    with pytest.raises(BadData, match=r"07.txt is also in --evaluate, as .*copy.txt"):
-        compress(replace(whole, calibration=world.text, evaluate=mixed), runs / "c")
-    assert not (runs / "c" / "recipe.toml").exists()
-    assert calibration_texts(replace(whole, method="svd"))  # nothing is fitted
-
-
-def test_an_empty_calibration_text_is_refused(world, runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("")
-    for evaluate in (None, world.judge):
-        with pytest.raises(BadData, match=r"calibration: |no readable text"):
-            measure_frontier(recipe_for(world, calibration=tmp_path / "empty.txt", evaluate=evaluate), runs / "a")
 
 
 def test_a_compressed_model_is_refused(world, runs: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_job_equals_the_whole_model_at_once(world: Any, runs: Path) -> None:
     result = compress(recipe, runs / "a")
     whole, done = load(world.run), load(runs / "a").llama
     windows = calibration_windows(whole.tokenizer, calibration_texts(recipe)[0], whole.config.max_seq_len)
-    assert factorise(whole.llama, "whitened", 0.5, "uniform", windows) == result.ranks
+    assert factorise(whole.llama, "whitened", 0.5, "uniform", windows).ranks == result.ranks
     for (path, expected), (_, got) in zip(named_linears(whole.llama), named_linears(done), strict=True):
         assert isinstance(got, LowRankLinear), path
         assert got.rank == result.ranks[path]
