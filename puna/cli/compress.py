@@ -65,17 +65,17 @@ def compress(
     from puna.jobs.train_recipe import training_flags
 
     use_threads(threads)
+    healing = training_flags(seconds=heal, batch=batch, seq=seq, learning_rate=learning_rate)
     if frontier:
         refuse_beside_frontier(
-            keep=keep, allocation=allocation, quantize=quantize, heal=heal, batch=batch, seq=seq, learning_rate=learning_rate,
-            recipe=recipes.recipe, set=recipes.settings or None,
+            keep=keep, allocation=allocation, quantize=quantize, recipe=recipes.recipe, set=recipes.settings or None,
         )  # fmt: skip
-        show_frontier(model, out, calibration, method or "auto", evaluate, device, is_json=json)
+        show_frontier(model, out, calibration, method or "auto", evaluate, healing, device, is_json=json)
         return
     recipe = compress_recipe(
         model=model, calibration=calibration, method=method, keep=keep, allocation=allocation, quantize=quantize,
         evaluate=evaluate, recipe=recipes.recipe, settings=recipes.settings,
-        training=training_flags(seconds=heal, batch=batch, seq=seq, learning_rate=learning_rate),
+        training=healing,
     )  # fmt: skip
     with compression_progress() if recipe.healing is None else training_progress("healing") as observer:
         result = job.compress(recipe, out, device=device, observers=(observer,))

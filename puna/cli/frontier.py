@@ -1,9 +1,11 @@
 """`puna compress --frontier`: the sizes side by side, and the one that is recommended."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from puna.cli.console import print_json, print_table, progress_line
+from puna.cli.progress import training_progress
 from puna.errors import UsageError
 
 __all__ = ["refuse_beside_frontier", "show_frontier"]
@@ -25,21 +27,33 @@ def show_frontier(
     calibration: Path | None,
     method: Literal["auto", "svd", "asvd", "whitened", "kfac"],
     evaluate: Path | None,
+    healing: Mapping[str, Any],
     device: str,
     *,
     is_json: bool,
 ) -> None:
-    """Measure a frontier and print it. Errors: UsageError without a calibration text, and those of the job."""
+    """Measure a frontier and print it.
+
+    Args:   healing: what `training_flags` made of its flags.
+    Errors: UsageError without a calibration text, and those of the job.
+    """
+    from puna.jobs.compress_recipe import healing_config
     from puna.jobs.frontier import measure_frontier
     from puna.jobs.frontier_recipe import FrontierRecipe
     from puna.jobs.frontier_result import frontier_rows, verdict
     from puna.jobs.load import find_model
+    from puna.jobs.recipe import fill
+    from puna.training.config import TrainingConfig
 
     if calibration is None:
         raise UsageError("--frontier needs --calibration", "name a text of the kind the model will see")
-    recipe = FrontierRecipe(model=find_model(model), calibration=calibration, method=method, evaluate=evaluate)
-    with progress_line("comparing") as update:
-        result = measure_frontier(recipe, out, device=device, on_progress=update)
+    table = healing_config({}, healing)
+    recipe = FrontierRecipe(
+        model=find_model(model), calibration=calibration, method=method, evaluate=evaluate,
+        healing=None if table is None else fill(TrainingConfig, table, "healing."),
+    )  # fmt: skip
+    with progress_line("comparing") as update, training_progress("training") as observer:
+        result = measure_frontier(recipe, out, device=device, on_progress=update, observers=(observer,))
     if is_json:
         print_json(result)
         return

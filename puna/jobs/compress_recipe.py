@@ -12,7 +12,7 @@ from puna.jobs.recipe import apply_settings, fill, read_recipe, section
 from puna.jobs.train_recipe import training_table
 from puna.training.config import TrainingConfig
 
-__all__ = ["CompressRecipe", "compress_recipe"]
+__all__ = ["CompressRecipe", "check_healing", "compress_recipe", "healing_config"]
 
 _DEFAULT_KEEP = 0.8
 _HEALING = {
@@ -80,13 +80,7 @@ class CompressRecipe:
             raise UsageError("--heal needs --calibration", "the factors learn from it what the dense model predicts")
         if self.wanted == 1:
             raise UsageError("--heal beside --keep 1: every matrix stays dense", "keep less, or leave out --heal")
-        if healing.packing != "contiguous":
-            raise UsageError(
-                f"healing.packing: expected none, got {healing.packing}",
-                "leave it out: texts are packed and never see each other",
-            )
-        if healing.lora_b_ratio != 1:
-            raise UsageError(f"healing.lora_b_ratio: expected none, got {healing.lora_b_ratio}", "leave it out")
+        check_healing(healing)
 
 
 def compress_recipe(
@@ -106,9 +100,28 @@ def compress_recipe(
     table["model"] = str(find_model(model))
     given = {name: value for name, value in named.items() if value is not None}
     table |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    healing = section(table, "healing")
-    if training and not (healing or "budget" in training):
-        raise UsageError(f"--{next(iter(training)).replace('_', '-')} is of healing", "add --heal SECONDS")
-    if healing or training:
-        table["healing"] = training_table(_HEALING, healing, training)
+    if (healing := healing_config(section(table, "healing"), training)) is not None:
+        table["healing"] = healing
     return fill(CompressRecipe, table)
+
+
+def healing_config(given: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The [healing] table: defaults < the recipe's < flags; None where nothing asks for it.
+
+    Args:   training: what `training_flags` made of the flags.
+    Errors: UsageError for a flag of healing without --heal.
+    """
+    if training and not (given or "budget" in training):
+        raise UsageError(f"--{next(iter(training)).replace('_', '-')} is of healing", "add --heal SECONDS")
+    return training_table(_HEALING, given, training) if given or training else None
+
+
+def check_healing(healing: TrainingConfig) -> None:
+    """Errors: UsageError for settings of training that healing has no use for."""
+    if healing.packing != "contiguous":
+        raise UsageError(
+            f"healing.packing: expected none, got {healing.packing}",
+            "leave it out: texts are packed and never see each other",
+        )
+    if healing.lora_b_ratio != 1:
+        raise UsageError(f"healing.lora_b_ratio: expected none, got {healing.lora_b_ratio}", "leave it out")

@@ -8,10 +8,11 @@ that a further size costs its judging alone. `puna compress` measures those cost
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -37,7 +38,16 @@ from puna.jobs.factoring import (
 )
 from puna.jobs.frontier_recipe import FrontierRecipe
 from puna.jobs.frontier_report import write_frontier_report
-from puna.jobs.frontier_result import Ablated, FrontierPoint, FrontierResult, Original, command_for, recommend
+from puna.jobs.frontier_result import (
+    Ablated,
+    FrontierPoint,
+    FrontierResult,
+    Original,
+    command_for,
+    frontier_command,
+    recommend,
+)
+from puna.jobs.frontier_training import trained_beside
 from puna.jobs.load import find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
@@ -128,10 +138,11 @@ def measure_frontier(
     *,
     device: str = "auto",
     on_progress: Callable[[float, str], None] | None = None,
+    observers: tuple[Callable[[Any], None], ...] = (),
 ) -> FrontierResult:
     """Try several sizes and methods, write `out`/report.html and `out`/frontier.json, and no model.
 
-    Args:   on_progress: is given the share of the trials that are done, and what comes next.
+    Args:   on_progress: is given the share of the trials that are done, and what comes next. observers: of healing.
     Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, RunLocked.
     """
     started, place = time.monotonic(), choose_device(device)
@@ -148,12 +159,14 @@ def measure_frontier(
         trials = _try_all(judge, windows, shown, ablation, on_progress)
         original, points = _measured(judge, {setting: trials[setting] for setting in shown})
         best = recommend(points, original.bytes)
+        rows = [_ablated(setting, trials[setting]) for setting in ablation]
+        rows += _trained(recipe, judge, trials, fitting, out, peak, observers)
         result = FrontierResult(
             original=original,
             frontier=points,
             recommended=best,
             command=None if best is None else command_for(recipe, best, out),
-            ablation=[_ablated(setting, trials[setting]) for setting in ablation],
+            ablation=rows,
             seconds=time.monotonic() - started,
             peak_bytes=peak.growth_bytes(),
             report=str(folder.report),
@@ -246,10 +259,41 @@ def _compressed(setting: Setting, trial: _Trial) -> Compressed:
     )
 
 
-def _ablated(setting: Setting, trial: _Trial) -> Ablated:
+def _trained(
+    recipe: FrontierRecipe,
+    judge: _Judge,
+    trials: Mapping[Setting, _Trial],
+    texts: Sequence[str],
+    out: Path,
+    peak: PeakMemory,
+    observers: tuple[Callable[[Any], None], ...],
+) -> Iterator[Ablated]:
+    """The method at the ablation's size, healed, and built from scratch; nothing where no healing is asked for."""
+    if recipe.healing is None:
+        return
+    setting = Setting(recipe.method, usual_allocation(recipe.method), _ABLATED_KEEP)
+    if recipe.method != "auto":
+        yield _ablated(setting, trials[setting])
+    documents = [judge.tokenizer.encode(text, bos=True) for text in texts]
+    smaller, config = trials[setting].model, recipe.healing
+    for name, model in trained_beside(
+        smaller,
+        judge.model,
+        documents,
+        config,
+        out,
+        peak=peak,
+        go_on=frontier_command(recipe, out).replace("{", "{{").replace("}", "}}"),
+        observers=observers,
+    ):
+        difference = added_nats(judge.before, evaluate_text(model, judge.tokenizer, *judge.texts))
+        yield _ablated(setting, replace(trials[setting], difference=difference), name)
+
+
+def _ablated(setting: Setting, trial: _Trial, training: Literal["none", "healing", "scratch"] = "none") -> Ablated:
     assert setting.method is not None
     found = trial.difference
     return Ablated(
-        method=setting.method, allocation=setting.allocation, keep=setting.keep,
+        method=setting.method, allocation=setting.allocation, training=training, keep=setting.keep,
         added_nats=found.mean, low=found.low, high=found.high,
     )  # fmt: skip

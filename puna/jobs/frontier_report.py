@@ -146,7 +146,7 @@ def _number(value: float) -> str:
 
 def _levers(lang: str, ablation: Sequence[Ablated]) -> Section:
     """One row for each lever, the same share kept by all."""
-    names = [label(lang, f"lever.{row.method}_{row.allocation}") for row in ablation]
+    names = [label(lang, _lever(row)) for row in ablation]
     chart = BarChart(
         axis=Axis(label=label(lang, "frontier.axis.added")),
         categories=names,
@@ -161,6 +161,10 @@ def _levers(lang: str, ablation: Sequence[Ablated]) -> Section:
     words = label(lang, "lever.words", keep=human_percent(ablation[0].keep))
     figure = Figure(content=chart, caption=label(lang, "lever.caption"))
     return Section(title=label(lang, "lever.title"), words=(words,), items=(figure, table))
+
+
+def _lever(row: Ablated) -> str:
+    return f"lever.{row.method}_{row.allocation}" if row.training == "none" else f"lever.{row.training}"
 
 
 def _pictured(result: FrontierResult, factored: Mapping[str, Factored | None]) -> tuple[str, Factored]:

@@ -8,11 +8,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from puna.jobs.factoring import Allocation, Method
 from puna.jobs.frontier_recipe import FrontierRecipe
 from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_number, human_percent
+from puna.training.config import TimeBudget
 
 __all__ = [
     "LIMIT_NATS",
@@ -22,6 +24,7 @@ __all__ = [
     "Original",
     "cheapest",
     "command_for",
+    "frontier_command",
     "frontier_rows",
     "nats_text",
     "recommend",
@@ -57,10 +60,14 @@ class FrontierPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ablated:
-    """One lever more than the row before, at the same kept share."""
+    """One lever more than the row before, at the same kept share.
+
+    training: afterwards, of the factors; or of fresh weights of the same sizes.
+    """
 
     method: Method
     allocation: Allocation
+    training: Literal["none", "healing", "scratch"] = "none"
     keep: float
     added_nats: float
     low: float
@@ -111,6 +118,18 @@ def command_for(recipe: FrontierRecipe, point: FrontierPoint, out: Path) -> str:
         words += ["--quantize", point.method]
     else:
         words += [*(() if point.method == "auto" else ("--method", point.method)), "--keep", f"{point.keep:g}"]
+    if recipe.evaluate is not None:
+        words += ["--evaluate", str(recipe.evaluate)]
+    return shlex.join(words)
+
+
+def frontier_command(recipe: FrontierRecipe, out: Path) -> str:
+    """The command that compares again, and goes on with training that was stopped."""
+    words = ["puna", "compress", str(recipe.model), str(out), "--frontier", "--calibration", str(recipe.calibration)]
+    if recipe.method != "auto":
+        words += ["--method", recipe.method]
+    if recipe.healing is not None and isinstance(recipe.healing.budget, TimeBudget):
+        words += ["--heal", f"{recipe.healing.budget.seconds:g}"]
     if recipe.evaluate is not None:
         words += ["--evaluate", str(recipe.evaluate)]
     return shlex.join(words)

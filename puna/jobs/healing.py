@@ -18,6 +18,7 @@ from puna.model.loss import Nats
 from puna.training.config import EpochBudget, TrainingConfig
 from puna.training.events import HeldOut, Observer
 from puna.training.optimizer import trainable
+from puna.training.step import Loss
 
 __all__ = ["Healed", "heal", "healing_rows"]
 
@@ -50,12 +51,13 @@ def heal(
     *,
     peak: PeakMemory,
     go_on: str,
+    loss: Loss | None = None,
     observers: tuple[Observer, ...] = (),
 ) -> Healed:
     """Train what is trainable of a model, in place, to predict what `dense` predicts; from the latest checkpoint.
 
     Args:   documents: ids of calibration text; one row in 16 is held out.
-            go_on: the command that the page of a stopped run names.
+            go_on: the command that the page of a stopped run names. loss: None: the divergence from `dense`.
     Errors: BadData for too little text; UsageError where nothing is trainable; Interrupted after saving.
     """
     config = replace(config, seq=min(config.seq, model.config.max_seq_len))
@@ -63,7 +65,7 @@ def heal(
     learned, held_out = _held_out(rows)
     if isinstance(config.budget, EpochBudget):
         config = replace(config, budget=config.budget.in_steps(len(learned), config.batch))
-    judges = _Judges(dense, model, held_out, config)
+    judges = _Judges(Distillation(dense) if loss is None else loss, model, held_out, config)
     before, learning = judges().nats, trainable(model)
     if not learning:
         raise UsageError("--heal: every matrix stayed dense", "keep less, or leave out --heal")
@@ -114,13 +116,13 @@ def _held_out(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 class _Judges:
     """The held-out rows, and what a step is judged by on them: the loss that is learned."""
 
-    def __init__(self, dense: Llama, model: Llama, rows: Sequence[Row], config: TrainingConfig) -> None:
-        self.loss, self._model = Distillation(dense), model
+    def __init__(self, loss: Loss, model: Llama, rows: Sequence[Row], config: TrainingConfig) -> None:
+        self.loss, self._model = loss, model
         size, device = min(config.batch, config.micro_batch), model.norm.weight.device
         self._batches = [collate(rows[start : start + size]).to(device) for start in range(0, len(rows), size)]
 
     @torch.no_grad()
     def __call__(self) -> HeldOut:
-        """Mean KL over the kept tokens of all rows."""
+        """Mean over the kept tokens of all rows."""
         nothing = Nats(torch.zeros((), dtype=torch.float64, device=self._model.norm.weight.device), 0)
         return HeldOut(nats=sum((self.loss(self._model, batch) for batch in self._batches), start=nothing).mean)

@@ -1,5 +1,7 @@
 """Starting weights: normal with standard deviation 0.02, smaller where a layer adds to the residual stream.
 
+Factors U and V of rank R start at sqrt(s / sqrt(R)), so that their product starts at the s of the weight it stands for.
+
 The two projections that write to the stream (o_proj, down_proj) start at 0.02 / sqrt(2 L), so that the stream's
 variance does not grow with depth. Source: Radford et al. 2019 (GPT-2), section 2.3.
 """
@@ -14,7 +16,7 @@ from puna.model.llama import Llama
 __all__ = ["initialise"]
 
 STD = 0.02
-_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+_RESIDUAL = ("o_proj", "down_proj")
 
 
 @torch.no_grad()
@@ -26,6 +28,9 @@ def initialise(model: Llama, seed: int) -> Llama:
         if weight.dim() == 1:
             nn.init.ones_(weight)
             continue
-        std = residual_std if name.endswith(_RESIDUAL) else STD
+        path, _, kind = name.rpartition(".")
+        std = residual_std if path.endswith(_RESIDUAL) else STD
+        if kind in ("U", "V"):
+            std = math.sqrt(std / math.sqrt(weight.shape[1 if kind == "U" else 0]))
         weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
     return model

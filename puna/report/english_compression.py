@@ -61,6 +61,8 @@ ENGLISH_COMPRESSION = {
     "lever.kfac_uniform": "kfac: and what the loss feels",
     "lever.kfac_greedy": "+ ranks of least summed loss",
     "lever.auto_greedy": "+ shared factors (auto)",
+    "lever.healing": "+ healing",
+    "lever.scratch": "the same sizes, built from scratch",
     "lever.column.lever": "Low rank",
     "lever.column.added": "Added nats",
     "lever.column.interval": "95 % interval",

@@ -16,10 +16,11 @@ from puna.jobs.factoring import factorise
 from puna.jobs.frontier import measure_frontier
 from puna.jobs.frontier_recipe import FrontierRecipe
 from puna.jobs.frontier_report import frontier_sections
-from puna.jobs.frontier_result import command_for, frontier_rows
+from puna.jobs.frontier_result import command_for, frontier_command, frontier_rows
 from puna.jobs.load import load
 from puna.report.labels import LABELS
 from puna.report.page import render_page
+from puna.training.config import StepBudget, TimeBudget, TrainingConfig
 
 KEEPS = [0.9, 0.8, 0.7, 0.6, 0.4]
 
@@ -103,6 +104,34 @@ def test_what_was_judged_is_what_the_command_makes(world, result, runs: Path) ->
     point = result.frontier[3]
     assert (again.ranks, again.bytes_after) == (point.ranks, point.bytes)
     assert again.added_nats == pytest.approx(point.added_nats, abs=1e-6)
+
+
+def test_one_size_is_healed_and_built_from_scratch(world, runs: Path) -> None:
+    healing = TrainingConfig(
+        budget=StepBudget(steps=3),
+        batch=2,
+        micro_batch=2,
+        seq=64,
+        weight_decay=0.0,
+        validate_every=3,
+        checkpoint_every=3,
+    )
+    steps: list[int] = []
+    found = measure_frontier(
+        recipe_for(world, method="svd", healing=healing), runs / "f", observers=(lambda e: steps.append(e.step),)
+    )
+    assert [(row.training, row.keep) for row in found.ablation] == [("none", 0.6), ("healing", 0.6), ("scratch", 0.6)]
+    cut, healed, scratch = (row.added_nats for row in found.ablation)
+    assert cut == found.frontier[3].added_nats
+    assert scratch > max(cut, healed)
+    assert steps.count(3) == 4  # two runs, a step and its judgement
+    page = Path(found.report).read_text()
+    assert all(words in page for words in ("+ healing", "the same sizes, built from scratch"))
+    assert {path.name for path in (runs / "f").iterdir()} > {"healing", "scratch"}
+    words = shlex.split(
+        frontier_command(recipe_for(world, healing=replace(healing, budget=TimeBudget(seconds=9.0))), runs)
+    )
+    assert words[-4:] == ["--heal", "9", "--evaluate", str(world.judge)]
 
 
 def test_a_method_by_its_name_stands_for_itself(world, runs: Path) -> None:

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from puna.arch.config import ModelConfig
+from puna.compression.low_rank import compress_low_rank, decompose_groups
 from puna.model.init import initialise
 from puna.model.llama import Llama
 from puna.model.loss import token_nats
+from puna.model.surgery import get_linear
 
 
 def test_the_first_loss_of_an_untied_head_is_ln_v_plus_half_its_logit_variance(tiny_config: ModelConfig) -> None:
@@ -30,6 +32,18 @@ def test_what_writes_to_the_stream_starts_smaller_and_norms_start_at_one(tiny_co
         expected = 0.02 / 4 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
         assert float(weight.detach().std()) == pytest.approx(expected, rel=0.05), name
         assert abs(float(weight.detach().mean())) < 5 * expected / math.sqrt(weight.numel()), name
+
+
+def test_the_product_of_fresh_factors_starts_as_the_weight_it_stands_for(tiny_config: ModelConfig) -> None:
+    model = Llama(replace(tiny_config, dim=256, head_dim=64, ffn_dim=512, tied_embeddings=False))
+    compress_low_rank(
+        model, decompose_groups(model), {"layers.0.mlp.gate_proj+up_proj": 64, "layers.0.mlp.down_proj": 48}
+    )
+    initialise(model, seed=0)
+    layers = tiny_config.n_layers
+    for name, expected in {"gate_proj": 0.02, "up_proj": 0.02, "down_proj": 0.02 / math.sqrt(2 * layers)}.items():
+        made = get_linear(model, f"layers.0.mlp.{name}").dense_weight()
+        assert float(made.std()) == pytest.approx(expected, rel=0.1), name
 
 
 def test_the_seed_alone_decides_the_weights(tiny_config: ModelConfig) -> None:
