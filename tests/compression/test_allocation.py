@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from puna.arch.config import ModelConfig
 from puna.arch.presets import find_preset
-from puna.compression.allocation import linear_bytes, uniform_rank, uniform_ranks
+from puna.compression.allocation import uniform_rank, uniform_ranks
+from puna.compression.sizes import linear_bytes
 from puna.errors import UsageError
 from puna.model.llama import Llama
 

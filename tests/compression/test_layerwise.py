@@ -49,7 +49,7 @@ def test_layer_by_layer_equals_the_whole_model_at_once(
 ) -> None:
     model, parts = build_llama(**shape).double(), windows(*lengths)
     whole = copy.deepcopy(model)
-    ranks = factorise(whole, "whitened", KEEP, "uniform", parts)
+    ranks = factorise(whole, "whitened", KEEP, "uniform", parts).ranks
     found = walk(model, parts)
     assert found.keys() == ranks.keys()
     grams = collect_statistics(model, parts).grams

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from puna.cli.main import run
 from puna.errors import UsageError
+from puna.jobs import speeds
 from puna.jobs.compress import compress
 from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.factoring import factorise
@@ -30,14 +32,23 @@ def world(world, tmp_path_factory) -> SimpleNamespace:
     """The small world with less text: 15 models are judged by it."""
     folder = tmp_path_factory.mktemp("less")
     (folder / "text").mkdir()
-    for path in sorted(world.text.iterdir())[:12]:
+    for path in sorted(world.text.iterdir())[:6]:
         (folder / "text" / path.name).write_text(path.read_text())
-    (folder / "judge.txt").write_text("".join(world.judge.read_text().splitlines(keepends=True)[:100]))
+    (folder / "judge.txt").write_text("".join(world.judge.read_text().splitlines(keepends=True)[:50]))
     return SimpleNamespace(run=world.run, text=folder / "text", judge=folder / "judge.txt")
 
 
 def recipe_for(world, **given) -> FrontierRecipe:
     return FrontierRecipe(**{"model": world.run / "model", "calibration": world.text, "evaluate": world.judge, **given})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_short_round() -> Iterator[None]:
+    """How fast models are says nothing here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speeds, "_ROUNDS", 1)
+        patch.setattr(speeds, "_NEW_TOKENS", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
