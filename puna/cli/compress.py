@@ -77,8 +77,8 @@ def compress(
         evaluate=evaluate, recipe=recipes.recipe, settings=recipes.settings,
         training=healing,
     )  # fmt: skip
-    with compression_progress() if recipe.healing is None else training_progress("healing") as observer:
-        result = job.compress(recipe, out, device=device, observers=(observer,))
+    with compression_progress() as cutting, training_progress("healing") as steps:
+        result = job.compress(recipe, out, device=device, observers=(cutting, steps))
     if json:
         print_json(result)
     else:

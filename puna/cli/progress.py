@@ -53,7 +53,7 @@ def training_progress(title: str, ceiling: Callable[[], float] | None = None) ->
 @contextmanager
 def compression_progress() -> Iterator[Callable[[Any], None]]:
     """An observer that shows which layer is being compressed and the time left."""
-    from puna.jobs.layerwise import LayerEvent
+    from puna.jobs.layerwise import LayerEvent, LayerNotice
 
     with progress_line("compressing") as update:
 
@@ -61,7 +61,7 @@ def compression_progress() -> Iterator[Callable[[Any], None]]:
             if isinstance(event, LayerEvent):
                 left = f", {human_seconds(round(event.seconds_left))} left" if event.share < 1 else ""
                 update(event.share, f"layer {event.layer} of {event.layers}{left}")
-            else:
+            elif isinstance(event, LayerNotice):
                 say(f"notice: {event.message}")
 
         yield observe

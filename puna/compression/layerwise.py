@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from puna.arch.config import ModelConfig
-from puna.arch.modules import LINEARS, linear_path, linear_shapes, shares_input
+from puna.arch.modules import LINEARS, linear_path, shares_input
 from puna.compression.low_rank import Spectrum, check_finite, decompose_outputs, decompose_whitened
 from puna.compression.statistics import InputSum, watched
 from puna.errors import BadData
@@ -28,7 +27,7 @@ from puna.model.llama import Llama
 from puna.model.positions import rope_angles
 from puna.model.surgery import get_linear, replace_linear
 
-__all__ = ["Factors", "Stream", "embed", "factor_layer", "too_few_tokens"]
+__all__ = ["Factors", "Stream", "embed", "factor_layer"]
 
 Factors = tuple[Tensor, Tensor]
 
@@ -79,17 +78,6 @@ def factor_layer(
             passed()
         if path in sums:
             del sums[path], total
-
-
-def too_few_tokens(config: ModelConfig, tokens: int) -> str | None:
-    """Why the Grams of so few tokens are singular, for people; None: they need not be."""
-    widest = max(d_in for d_out, d_in in linear_shapes(config).values())
-    if tokens >= widest:
-        return None
-    return (
-        f"calibration: {tokens:,} tokens for inputs up to {widest:,} wide: directions that they do not reach are dropped "
-        "first; more text fits better"
-    )
 
 
 class _OutputSum(LinearKind):

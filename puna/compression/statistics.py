@@ -24,6 +24,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from puna.arch.config import ModelConfig
+from puna.arch.modules import linear_shapes
 from puna.compression.groups import linear_groups
 from puna.errors import BadData, unknown_name
 from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
@@ -124,6 +126,18 @@ def collect_two_sided_statistics(
         gradient_tokens=next(iter(gradients.values())).tokens,
         labels=labels,
         seed=seed,
+    )
+
+
+def too_few_tokens(config: ModelConfig, tokens: int, *, damped: bool = False) -> str | None:
+    """Why the Grams of so few tokens are singular, and what becomes of them, for people; None: they need not be."""
+    widest = max(d_in for d_out, d_in in linear_shapes(config).values())
+    if tokens >= widest:
+        return None
+    fate = "count as the mean direction's tenth does" if damped else "are dropped first"
+    return (
+        f"calibration: {tokens:,} tokens for inputs up to {widest:,} wide: directions that they do not reach {fate}; "
+        "more text fits better"
     )
 
 

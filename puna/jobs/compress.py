@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from puna.compression.healing import shared_copy, train_factors
 from puna.compression.rounding import quantize_int8
 from puna.compression.sizes import stored_bytes, stored_parameters
+from puna.compression.statistics import too_few_tokens
 from puna.errors import UsageError
 from puna.evaluation.agreement import added_nats
 from puna.evaluation.perplexity import evaluate_text
@@ -22,7 +23,7 @@ from puna.jobs.calibration import WINDOW, calibration_texts, calibration_windows
 from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.factoring import Factored, factorise, usual_allocation
 from puna.jobs.healing import Healed, heal
-from puna.jobs.layerwise import LayerObserver, Layerwise, is_layerwise, load_mapped
+from puna.jobs.layerwise import LayerNotice, LayerObserver, Layerwise, is_layerwise, load_mapped
 from puna.jobs.load import LoadedModel, find_model, load
 from puna.jobs.low_rank_report import kept_figure, spectra_section
 from puna.jobs.machine import choose_device
@@ -79,7 +80,7 @@ def compress(
         before = (evaluate_text if layers is None else layers.judge)(model, tokenizer, *judging)
         sizes = stored_parameters(model), stored_bytes(model)
         dense = model if recipe.healing is None else shared_copy(model)
-        factored = _shrink(model, recipe, tokenizer, fitting, layers)
+        factored = _shrink(model, recipe, tokenizer, fitting, layers, observers)
         healed = _heal(loaded, dense, recipe, fitting, folder, peak=peak, observers=observers)
         difference = added_nats(before, evaluate_text(model, tokenizer, *judging))
         method = recipe.quantize or ("kfac" if recipe.method == "auto" else recipe.method)
@@ -148,7 +149,12 @@ def _open(
 
 
 def _shrink(
-    model: Llama, recipe: CompressRecipe, tokenizer: Tokenizer, texts: Sequence[str], layers: Layerwise | None
+    model: Llama,
+    recipe: CompressRecipe,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    layers: Layerwise | None,
+    observers: tuple[LayerObserver, ...],
 ) -> Factored | None:
     """Do in place what the recipe asks for; return what low rank made of it."""
     if recipe.wanted is None:
@@ -159,6 +165,10 @@ def _shrink(
         windows = calibration_windows(tokenizer, texts, min(WINDOW, model.config.max_seq_len))
     if layers is not None:
         return layers.factorise(model, windows, recipe.wanted)
+    tokens = sum(ids_1T.numel() for ids_1T in windows)
+    if windows and (message := too_few_tokens(model.config, tokens, damped=recipe.method in ("auto", "kfac"))):
+        for observer in observers:
+            observer(LayerNotice(message=message))
     allocation = recipe.allocation or usual_allocation(recipe.method)
     return factorise(model, recipe.method, recipe.wanted, allocation, windows)
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from puna.compression.allocation import uniform_ranks
 from puna.compression.hulls import Matrix
-from puna.compression.layerwise import Stream, embed, factor_layer, too_few_tokens
+from puna.compression.layerwise import Stream, embed, factor_layer
+from puna.compression.statistics import too_few_tokens
 from puna.errors import DiskFull, FormatError
 from puna.evaluation.perplexity import Likelihood, evaluate_text
 from puna.files import free_bytes

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from puna.compression.allocation import uniform_ranks
-from puna.compression.layerwise import Factors, embed, factor_layer, too_few_tokens
-from puna.compression.statistics import collect_statistics
+from puna.compression.layerwise import Factors, embed, factor_layer
+from puna.compression.statistics import collect_statistics, too_few_tokens
 from puna.errors import BadData
 from puna.jobs.factoring import factorise
 from puna.model.llama import Llama
@@ -140,4 +140,5 @@ def test_inputs_that_are_not_finite_are_named(tiny: Llama) -> None:
 def test_too_few_tokens_are_said(tiny: Llama) -> None:
     widest = tiny.config.ffn_dim
     assert too_few_tokens(tiny.config, widest) is None
+    assert "tenth" in str(too_few_tokens(tiny.config, widest - 1, damped=True))
     assert f"{widest - 1:,} tokens for inputs up to {widest:,} wide" in str(too_few_tokens(tiny.config, widest - 1))

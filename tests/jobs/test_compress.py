@@ -12,6 +12,7 @@ from puna.jobs.calibration import calibration_windows
 from puna.jobs.compress import compress, compress_rows
 from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.frontier import compare
+from puna.jobs.layerwise import LayerNotice
 from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.show import show
@@ -101,6 +102,16 @@ def test_auto_shares_the_first_factor_of_what_reads_one_input(world, runs: Path)
     llama = load(runs / "a").llama
     gate, up = (get_linear(llama, f"layers.0.mlp.{name}") for name in ("gate_proj", "up_proj"))
     assert gate.V is up.V
+
+
+@pytest.mark.parametrize(("method", "said"), [("auto", "tenth"), ("asvd", "dropped first"), ("svd", "")])
+def test_less_text_than_inputs_are_wide_is_said(world, runs: Path, tmp_path: Path, method: str, said: str) -> None:
+    (tmp_path / "short.txt").write_text(world.judge.read_text()[1000:1150])
+    heard: list[LayerNotice] = []
+    compress(
+        recipe_for(world, method=method, calibration=tmp_path / "short.txt"), runs / "a", observers=(heard.append,)
+    )
+    assert [said in notice.message for notice in heard] == ([True] if said else [])
 
 
 def test_a_compressed_model_can_be_compressed_again(world, runs: Path) -> None:
