@@ -7,6 +7,7 @@ from typing import Any, Literal
 from puna.cli.console import print_json, print_table, progress_line
 from puna.cli.progress import training_progress
 from puna.errors import UsageError
+from puna.training.config import TrainingConfig
 
 __all__ = ["refuse_beside_frontier", "show_frontier"]
 
@@ -43,7 +44,6 @@ def show_frontier(
     from puna.jobs.frontier_result import frontier_rows, verdict
     from puna.jobs.load import find_model
     from puna.jobs.recipe import fill
-    from puna.training.config import TrainingConfig
 
     if calibration is None:
         raise UsageError("--frontier needs --calibration", "name a text of the kind the model will see")

@@ -40,6 +40,7 @@ __all__ = [
     "TwoSidedStatistics",
     "collect_statistics",
     "collect_two_sided_statistics",
+    "too_few_tokens",
     "watched",
 ]
 
