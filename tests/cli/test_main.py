@@ -200,9 +200,9 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_stdout_is_utf8_whatever_the_locale(puna_child: Puna, made: Any) -> None:
+def test_stdout_is_utf8_whatever_the_locale(puna: Puna, puna_child: Puna, made: Any) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
-    ids = puna_child("tokens", "encode", "大漠孤烟直", "--tokenizer", made.tokenizer, "--json").json["ids"]
+    ids = puna("tokens", "encode", "大漠孤烟直", "--tokenizer", made.tokenizer, "--json").json["ids"]
     for flags in ((), ("--json",)):
         ending = puna_child("tokens", "decode", *ids, "--tokenizer", made.tokenizer, *flags, **ascii_only)
         assert ending.code == 0, ending

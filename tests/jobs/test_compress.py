@@ -1,6 +1,7 @@
 """Compression: smaller in the file and in the result, and honest about what it costs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,17 @@ from puna.weights.loading import weights_sha256
 from puna.weights.safetensors_file import read_tensor_headers
 
 IDS = torch.arange(40)[None]
+
+
+@pytest.fixture(scope="module")
+def world(world, tmp_path_factory) -> SimpleNamespace:
+    """The small world with less text: most of a compression's time is its statistics."""
+    folder = tmp_path_factory.mktemp("less")
+    (folder / "text").mkdir()
+    for path in sorted(world.text.iterdir())[:32]:
+        (folder / "text" / path.name).write_text(path.read_text())
+    (folder / "judge.txt").write_text("".join(world.judge.read_text().splitlines(keepends=True)[:120]))
+    return SimpleNamespace(**{**vars(world), "text": folder / "text", "judge": folder / "judge.txt"})
 
 
 def payload(model: Path) -> int:

@@ -17,7 +17,7 @@ PARTS = {
     "generate": 0.3,
     "report": 0.05,
 }
-COUNT, NIGHTLY_COUNT = 2, 10
+PUSHED, NIGHTLY_COUNT = 1, 10  # which moment belongs to a change, and how many there are
 IS_NIGHTLY = os.environ.get("PUNA_COUNTS") == "nightly"  # then on the default text; else a job of some 18 seconds
 
 
@@ -28,7 +28,7 @@ def moments() -> list[Any]:
     while len(chosen) < NIGHTLY_COUNT:
         part = generator.choice(sorted(set(PARTS) - {name for name, _ in chosen[1:][-6:]}))
         chosen.append((part, generator.uniform(0, PARTS[part])))
-    marks = [()] * COUNT + [pytest.mark.nightly] * (NIGHTLY_COUNT - COUNT)
+    marks = [() if number == PUSHED else pytest.mark.nightly for number in range(NIGHTLY_COUNT)]
     return [
         pytest.param(part, seconds, marks=mark, id=f"{part or 'imports'}+{seconds:.2f}s")
         for (part, seconds), mark in zip(chosen, marks, strict=True)
