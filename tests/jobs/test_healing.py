@@ -1,5 +1,6 @@
 """Healing as a part of puna compress: better, no larger, and interrupted without a trace."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def test_healing_gains_and_stores_no_more(world, healed, runs: Path) -> None:
         assert f"{result.healing.kl_after:.4f}" in dict(compress_rows(result, lang)).get(
             {"en": "healing", "zh": "修复训练"}[lang], ""
         )
+    first = json.loads(RunFolder(out).metrics.read_text().splitlines()[0])
+    assert first["nats"] < 3 * result.healing.kl_before < 1  # a divergence is learned, not the text
     page = RunFolder(out).report.read_text()
     assert "KL to the dense model" in page
     before, after = load(world.run).llama, load(out).llama
