@@ -181,7 +181,8 @@ def _heal(
         return None
     train_factors(loaded.llama)
     documents = [loaded.tokenizer.encode(text, bos=True) for text in texts]
-    go_on = f"puna compress {shlex.quote(str(recipe.model))} {{0}} --recipe {{0}}/recipe.toml"
+    words = "puna", "compress", recipe.model, folder.path.resolve(), "--recipe", folder.recipe.resolve()
+    go_on = shlex.join(map(str, words))
     return heal(loaded.llama, dense, documents, recipe.healing, folder, go_on=go_on, **given)
 
 

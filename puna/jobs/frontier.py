@@ -283,7 +283,7 @@ def _trained(
         config,
         out,
         peak=peak,
-        go_on=frontier_command(recipe, out).replace("{", "{{").replace("}", "}}"),
+        go_on=frontier_command(recipe, out),
         observers=observers,
     ):
         difference = added_nats(judge.before, evaluate_text(model, judge.tokenizer, *judge.texts))

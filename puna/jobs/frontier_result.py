@@ -128,8 +128,9 @@ def frontier_command(recipe: FrontierRecipe, out: Path) -> str:
     words = ["puna", "compress", str(recipe.model), str(out), "--frontier", "--calibration", str(recipe.calibration)]
     if recipe.method != "auto":
         words += ["--method", recipe.method]
-    if recipe.healing is not None and isinstance(recipe.healing.budget, TimeBudget):
-        words += ["--heal", f"{recipe.healing.budget.seconds:g}"]
+    if (healing := recipe.healing) is not None and isinstance(healing.budget, TimeBudget):
+        words += ["--batch", str(healing.batch), "--seq", str(healing.seq)]
+        words += ["--learning-rate", f"{healing.learning_rate:g}", "--heal", f"{healing.budget.seconds:g}"]
     if recipe.evaluate is not None:
         words += ["--evaluate", str(recipe.evaluate)]
     return shlex.join(words)

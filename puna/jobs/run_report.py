@@ -51,20 +51,17 @@ def write_unfinished_report(
 ) -> None:
     """Write the page of a run that is not done: how far it is, how to watch it or go on, and what is known so far.
 
-    Args:   go_on: the command that goes on with the run in {}; None: the verb with --resume.
+    Args:   go_on: the whole command that goes on with the run; None: the verb with --resume.
     Errors: DiskFull.
     """
     kind, share = "stopped" if is_stopped else "running", config.budget.progress(state.done)
     words = label(lang, f"run.{kind}.words", step=f"{state.done.steps:,}", share=human_percent(share))
-    commands = (
-        [(go_on or f"puna {verb} --resume --out {{}}", "resume")]
-        if is_stopped
-        else [("tail -f {}/metrics.jsonl", "tail")]
-    )
-    if folder.tensorboard.exists():
-        commands.append(("tensorboard --logdir {}/tensorboard", "tensorboard"))
     path = shlex.quote(str(folder.path.resolve()))
-    watch = Commands(commands=[(line.format(path), label(lang, f"run.{name}")) for line, name in commands])
+    resume, tail = (go_on or f"puna {verb} --resume --out {path}", "resume"), (f"tail -f {path}/metrics.jsonl", "tail")
+    commands = [resume if is_stopped else tail]
+    if folder.tensorboard.exists():
+        commands.append((f"tensorboard --logdir {path}/tensorboard", "tensorboard"))
+    watch = Commands(commands=[(line, label(lang, f"run.{name}")) for line, name in commands])
     rows = _so_far(lang, state)
     notice = Section(title=label(lang, f"run.{kind}.title"), words=(words,), items=(watch, _rows_table(lang, rows)))
     _write(folder, verb, (notice, *sections), lang)

@@ -58,7 +58,7 @@ CHINESE_COMPRESSION = {
     "lever.kfac_greedy": "+ 总损失最小的秩",
     "lever.auto_greedy": "+ 共用因子（auto）",
     "lever.healing": "+ 修复训练",
-    "lever.scratch": "同样大小，从头训练",
+    "lever.scratch": "代之以：同样大小，从头训练",
     "lever.column.lever": "低秩",
     "lever.column.added": "增加的奈特",
     "lever.column.interval": "95 % 区间",

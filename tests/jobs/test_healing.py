@@ -13,6 +13,7 @@ from puna.jobs.compress import compress, compress_rows
 from puna.jobs.compress_recipe import CompressRecipe, compress_recipe
 from puna.jobs.healing import healing_rows
 from puna.jobs.load import load
+from puna.jobs.recipe import dump_recipe
 from puna.jobs.run_folder import RunFolder
 from puna.training.config import EpochBudget, StepBudget, TimeBudget, TrainingConfig
 from puna.training.events import StepEvent
@@ -135,5 +136,9 @@ def test_defaults_then_recipe_then_settings_then_flags(world, tmp_path: Path) ->
     assert full.keep == 0.3
     assert (full.healing.batch, full.healing.micro_batch, full.healing.seq) == (2, 2, 48)
     assert (full.healing.learning_rate, full.healing.budget) == (0.5, TimeBudget(seconds=5.0))
+    (tmp_path / "recipe.toml").write_text(dump_recipe(full))
+    assert (
+        compress_recipe(model=model, training={}, recipe=tmp_path / "recipe.toml") == full
+    )  # what a stopped page names
     with pytest.raises(UsageError, match="--learning-rate is of healing"):
         compress_recipe(model=model, training={"learning_rate": 1.0}, calibration=text)
