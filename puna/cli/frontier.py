@@ -38,7 +38,7 @@ def show_frontier(
     Args:   healing: what `training_flags` made of its flags.
     Errors: UsageError without a calibration text, and those of the job.
     """
-    from puna.jobs.compress_recipe import healing_config
+    from puna.jobs.compress_recipe import healing_table
     from puna.jobs.frontier import measure_frontier
     from puna.jobs.frontier_recipe import FrontierRecipe
     from puna.jobs.frontier_result import frontier_rows, verdict
@@ -47,7 +47,7 @@ def show_frontier(
 
     if calibration is None:
         raise UsageError("--frontier needs --calibration", "name a text of the kind the model will see")
-    table = healing_config({}, healing)
+    table = healing_table({}, healing)
     recipe = FrontierRecipe(
         model=find_model(model), calibration=calibration, method=method, evaluate=evaluate,
         healing=None if table is None else fill(TrainingConfig, table, "healing."),

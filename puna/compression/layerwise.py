@@ -11,7 +11,6 @@ the factors so far). Source: docs/compression.md 1.2.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +21,10 @@ from puna.compression.low_rank import Spectrum, check_finite, decompose_outputs,
 from puna.compression.statistics import InputSum, watched
 from puna.errors import BadData
 from puna.model.attention import attention_mask
-from puna.model.linears.kind import AnyLinear, LinearKind, dense_weight
+from puna.model.linears.kind import AnyLinear, own_weight
 from puna.model.llama import Llama
 from puna.model.positions import rope_angles
-from puna.model.surgery import get_linear, replace_linear
+from puna.model.surgery import get_linear
 
 __all__ = ["Factors", "Stream", "embed", "factor_layer"]
 
@@ -66,7 +65,9 @@ def factor_layer(
     paths = [linear_path(layer, name) for name in LINEARS]
     check_finite((path, get_linear(model, path)) for path in paths)
     sums = {path: _new_sum(model, path) for path in paths if _first(path) == path}
-    with _summed(model, sums):
+    see_inputs = {path: total.add for path, total in sums.items() if isinstance(total, InputSum)}
+    see_outputs = {path: total.add for path, total in sums.items() if isinstance(total, _OutputSum)}
+    with watched(model, see_inputs, see_outputs=see_outputs):
         _advance(model, layer, stream, passed)
     for path, total in sums.items():
         total.check(path)
@@ -80,27 +81,17 @@ def factor_layer(
             del sums[path], total
 
 
-class _OutputSum(LinearKind):
-    """A Linear that sums, in float64, the Gram of what it gives; it stands in the model meanwhile."""
+class _OutputSum:
+    """What one Linear's outputs have summed up to: their Gram, in float64."""
 
-    def __init__(self, inner: AnyLinear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = inner.in_features, inner.out_features
-        self.inner = inner
-        self.gram_oo = torch.zeros(
-            self.out_features, self.out_features, dtype=torch.float64, device=_weight(inner).device
-        )
+    def __init__(self, model: Llama, path: str) -> None:
+        width, device = get_linear(model, path).out_features, model.embed_tokens.weight.device
+        self.gram_oo = torch.zeros(width, width, dtype=torch.float64, device=device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Args: x (..., d_in). Returns: (..., d_out)."""
-        y: Tensor = self.inner(x)
+    def add(self, y: Tensor) -> None:
+        """Add what the Linear gives, (..., d_out)."""
         y_No = y.flatten(0, -2).double()
         self.gram_oo.addmm_(y_No.T, y_No)
-        return y
-
-    def dense_weight(self) -> Tensor:
-        """The weight of the Linear that is watched."""
-        return dense_weight(self.inner)
 
     def check(self, path: str) -> None:
         """Errors: BadData naming the Linear whose outputs were not finite."""
@@ -113,22 +104,7 @@ def _new_sum(model: Llama, path: str) -> InputSum | _OutputSum:
     linear = get_linear(model, path)
     is_alone = len(shares_input(path.rpartition(".")[2])) == 1
     is_wide = linear.out_features < linear.in_features
-    return _OutputSum(linear) if is_alone and is_wide else InputSum(model, path)
-
-
-@contextmanager
-def _summed(model: Llama, sums: Mapping[str, InputSum | _OutputSum]) -> Iterator[None]:
-    """Within the block the sums take part in what the model computes."""
-    outputs = {path: total for path, total in sums.items() if isinstance(total, _OutputSum)}
-    originals = {path: get_linear(model, path) for path in outputs}
-    with watched(model, {path: total.add for path, total in sums.items() if isinstance(total, InputSum)}):
-        try:
-            for path, total in outputs.items():
-                replace_linear(model, path, total)
-            yield
-        finally:
-            for path, linear in originals.items():
-                replace_linear(model, path, linear)
+    return (_OutputSum if is_alone and is_wide else InputSum)(model, path)
 
 
 def _advance(model: Llama, layer: int, stream: Stream, passed: Callable[[], None]) -> None:
@@ -145,8 +121,8 @@ def _advance(model: Llama, layer: int, stream: Stream, passed: Callable[[], None
 
 def _decompose(linear: AnyLinear, total: InputSum | _OutputSum, rank: int) -> Spectrum:
     if isinstance(total, _OutputSum):
-        return decompose_outputs(_weight(linear), total.gram_oo, rank)
-    return decompose_whitened(_weight(linear), total.gram_ii, rank=rank)
+        return decompose_outputs(own_weight(linear), total.gram_oo, rank)
+    return decompose_whitened(own_weight(linear), total.gram_ii, rank=rank)
 
 
 def _stored(spectrum: Spectrum, dtype: torch.dtype) -> Factors:
@@ -157,8 +133,3 @@ def _first(path: str) -> str:
     """The path of the first Linear that reads the same input."""
     parent, _, name = path.rpartition(".")
     return f"{parent}.{shares_input(name)[0]}"
-
-
-def _weight(linear: AnyLinear) -> Tensor:
-    """A dense weight in its own type: a float32 copy of it would be as large again."""
-    return linear.weight.detach() if isinstance(linear, torch.nn.Linear) else dense_weight(linear)

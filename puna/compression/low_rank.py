@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from puna.compression.groups import group_members, linear_groups
 from puna.compression.sizes import linear_bytes
 from puna.errors import BadData, UsageError
-from puna.model.linears.kind import AnyLinear, dense_weight
+from puna.model.linears.kind import AnyLinear, dense_weight, own_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear, named_linears, replace_group, replace_linear
@@ -208,8 +208,7 @@ def decompose_groups(
 def check_finite(linears: Iterable[tuple[str, AnyLinear]]) -> None:
     """Errors: BadData naming the first Linear whose weight holds NaN or infinity."""
     for path, linear in linears:
-        weight_oi = linear.weight if isinstance(linear, nn.Linear) else dense_weight(linear)
-        if not all(torch.isfinite(edge) for edge in weight_oi.aminmax()):
+        if not all(torch.isfinite(edge) for edge in own_weight(linear).aminmax()):
             raise BadData(
                 f"{path}: expected finite weights, got NaN or infinity", "take an undamaged copy of the model"
             )

@@ -223,7 +223,7 @@ class _GradientSum:
 
 
 class _Watched(LinearKind):
-    """A Linear whose input and whose output's gradient are shown to others.
+    """A Linear whose input, output and output's gradient are shown to others.
 
     It stands in the model as a kind, so that the forward pass asks each Linear by itself: plain Linears of one input
     are multiplied as one node of the graph, past their hooks.
@@ -234,16 +234,19 @@ class _Watched(LinearKind):
         inner: AnyLinear,
         see_input: Callable[[Tensor], None] | None,
         see_gradient: Callable[[Tensor], None] | None,
+        see_output: Callable[[Tensor], None] | None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = inner.in_features, inner.out_features
-        self.inner, self.see_input, self.see_gradient = inner, see_input, see_gradient
+        self.inner, self.see_input, self.see_gradient, self.see_output = inner, see_input, see_gradient, see_output
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (..., d_in). Returns: (..., d_out)."""
         if self.see_input is not None:
             self.see_input(x)
         y: Tensor = self.inner(x)
+        if self.see_output is not None:
+            self.see_output(y)
         if self.see_gradient is not None:
             if not y.requires_grad:  # nothing before the first layer's Linears is learned: the graph begins here
                 y.requires_grad_()
@@ -260,12 +263,14 @@ def watched(
     model: Llama,
     see_inputs: Mapping[str, Callable[[Tensor], None]],
     see_gradients: Mapping[str, Callable[[Tensor], None]] = MappingProxyType({}),
+    see_outputs: Mapping[str, Callable[[Tensor], None]] = MappingProxyType({}),
 ) -> Iterator[None]:
-    """Within the block, what the Linears at these paths are about to read, and their outputs' gradients, are shown."""
-    originals = {path: get_linear(model, path) for path in {**see_inputs, **see_gradients}}
+    """Within the block, what the Linears at these paths are about to read, what they give and its gradients are shown."""
+    originals = {path: get_linear(model, path) for path in {**see_inputs, **see_gradients, **see_outputs}}
     try:
         for path, linear in originals.items():
-            replace_linear(model, path, _Watched(linear, see_inputs.get(path), see_gradients.get(path)))
+            seen = see_inputs.get(path), see_gradients.get(path), see_outputs.get(path)
+            replace_linear(model, path, _Watched(linear, *seen))
         yield
     finally:
         for path, linear in originals.items():

@@ -1,6 +1,5 @@
 """Fine-tuning: a model and records -> an adapter that PEFT loads, or, with every weight trained, a model."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from puna.jobs.sections import memory_section, read_history
 from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.report.page import Section
 from puna.training.checkpoint import TrainState
-from puna.training.config import EpochBudget
 from puna.training.events import Observer
 from puna.training.optimizer import trainable
 from puna.weights.adapters import save_adapter
@@ -61,11 +59,11 @@ def adapt(
     with open_run(out, recipe, resume=resume) as folder:
         peak = PeakMemory(place)
         loaded = _load(recipe, place)
-        config = recipe.training
-        packed = pack_data(recipe.data, recipe.validation, recipe.records, loaded, seq=config.seq, anyway=anyway)
+        packed = pack_data(
+            recipe.data, recipe.validation, recipe.records, loaded, seq=recipe.training.seq, anyway=anyway
+        )
+        config = recipe.training.for_rows(len(packed.rows))
         digest = rows_sha256(packed.rows)
-        if isinstance(config.budget, EpochBudget):
-            config = replace(config, budget=config.budget.in_steps(len(packed.rows), config.batch))
         _prepare(recipe, loaded, place)
         judges = Judge(loaded, packed, config.micro_batch, recipe.old, answers=not recipe.is_streamed)
         before, answered = judges.everything(), judges.answers()  # a fresh adapter is its base exactly

@@ -12,7 +12,7 @@ from puna.jobs.recipe import apply_settings, fill, read_recipe, section
 from puna.jobs.train_recipe import training_table
 from puna.training.config import TrainingConfig
 
-__all__ = ["CompressRecipe", "check_healing", "compress_recipe", "healing_config"]
+__all__ = ["CompressRecipe", "check_healing", "compress_recipe", "healing_table"]
 
 _DEFAULT_KEEP = 0.8
 _HEALING = {
@@ -100,12 +100,12 @@ def compress_recipe(
     table["model"] = str(find_model(model))
     given = {name: value for name, value in named.items() if value is not None}
     table |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    if (healing := healing_config(section(table, "healing"), training)) is not None:
+    if (healing := healing_table(section(table, "healing"), training)) is not None:
         table["healing"] = healing
     return fill(CompressRecipe, table)
 
 
-def healing_config(given: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any] | None:
+def healing_table(given: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any] | None:
     """The [healing] table: defaults < the recipe's < flags; None where nothing asks for it.
 
     Args:   training: what `training_flags` made of the flags.

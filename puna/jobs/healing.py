@@ -15,7 +15,7 @@ from puna.jobs.run_folder import RunFolder, run_training, take_best
 from puna.jobs.run_report import learning_sections, write_unfinished_report
 from puna.model.llama import Llama
 from puna.model.loss import Nats
-from puna.training.config import EpochBudget, TrainingConfig
+from puna.training.config import TrainingConfig
 from puna.training.events import HeldOut, Observer
 from puna.training.optimizer import trainable
 from puna.training.step import Loss
@@ -63,8 +63,7 @@ def heal(
     config = replace(config, seq=min(config.seq, model.config.max_seq_len))
     rows = healing_rows(documents, config.seq)
     learned, held_out = _held_out(rows)
-    if isinstance(config.budget, EpochBudget):
-        config = replace(config, budget=config.budget.in_steps(len(learned), config.batch))
+    config = config.for_rows(len(learned))
     judges = _Judges(Distillation(dense) if loss is None else loss, model, held_out, config)
     before, learning = judges().nats, trainable(model)
     if not learning:

@@ -8,7 +8,7 @@ that is not a product are left out. The eigenproblems' factor: docs/compress.md.
 """
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import linear_shapes
+from puna.arch.modules import linear_shapes, shares_input
 
 __all__ = ["layer_seconds"]
 
@@ -23,9 +23,10 @@ def layer_seconds(config: ModelConfig, tokens: int, flops_per_second: float, thr
         small = min(d_out, d_in)
         float64 += 4 * d_out * d_in * small + 4 * small**3
         alone += _EIGENPROBLEM * 2 * small**3
-    for name in ("q_proj", "o_proj", "gate_proj", "down_proj"):  # the first Linear of each input
-        d_out, d_in = shapes[name]
-        if d_out < d_in and name in ("o_proj", "down_proj"):
+    for name, (d_out, d_in) in shapes.items():
+        if name != (members := shares_input(name))[0]:
+            continue
+        if d_out < d_in and len(members) == 1:
             float64 += 2 * tokens * d_out * d_out
         else:
             float32 += 2 * tokens * d_in * d_in

@@ -1,7 +1,7 @@
 """The settings of a training run, checked at construction."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from puna.errors import UsageError, unknown_name
@@ -201,6 +201,12 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     patience: int = 0
     seed: int = 0
+
+    def for_rows(self, rows: int) -> "TrainingConfig":
+        """The same for so many rows: a budget in epochs is turned into steps."""
+        if not isinstance(self.budget, EpochBudget):
+            return self
+        return replace(self, budget=self.budget.in_steps(rows, self.batch))
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

@@ -154,6 +154,20 @@ def sentences(seed: int, count: int) -> str:
 
 
 @pytest.fixture(scope="session")
+def with_less_text() -> Callable[..., SimpleNamespace]:
+    """Of a world the same model, with so many documents to learn from and so many lines that judge."""
+
+    def make(world: SimpleNamespace, folder: Path, *, documents: int, lines: int) -> SimpleNamespace:
+        (folder / "text").mkdir()
+        for path in sorted(world.text.iterdir())[:documents]:
+            (folder / "text" / path.name).write_text(path.read_text())
+        (folder / "judge.txt").write_text("".join(world.judge.read_text().splitlines(keepends=True)[:lines]))
+        return SimpleNamespace(**{**vars(world), "text": folder / "text", "judge": folder / "judge.txt"})
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """text/ (80 documents), tokenizer/, shards/ and run/: a tiny model with a tokenizer of its own, trained for 12 steps."""
     folder = tmp_path_factory.mktemp("world")

@@ -25,14 +25,9 @@ IDS = torch.arange(40)[None]
 
 
 @pytest.fixture(scope="module")
-def world(world, tmp_path_factory) -> SimpleNamespace:
+def world(world, with_less_text, tmp_path_factory) -> SimpleNamespace:
     """The small world with less text: most of a compression's time is its statistics."""
-    folder = tmp_path_factory.mktemp("less")
-    (folder / "text").mkdir()
-    for path in sorted(world.text.iterdir())[:32]:
-        (folder / "text" / path.name).write_text(path.read_text())
-    (folder / "judge.txt").write_text("".join(world.judge.read_text().splitlines(keepends=True)[:120]))
-    return SimpleNamespace(**{**vars(world), "text": folder / "text", "judge": folder / "judge.txt"})
+    return with_less_text(world, tmp_path_factory.mktemp("less"), documents=32, lines=120)
 
 
 def payload(model: Path) -> int:

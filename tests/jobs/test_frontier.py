@@ -28,14 +28,9 @@ KEEPS = [0.9, 0.8, 0.7, 0.6, 0.4]
 
 
 @pytest.fixture(scope="module")
-def world(world, tmp_path_factory) -> SimpleNamespace:
+def world(world, with_less_text, tmp_path_factory) -> SimpleNamespace:
     """The small world with less text: 15 models are judged by it."""
-    folder = tmp_path_factory.mktemp("less")
-    (folder / "text").mkdir()
-    for path in sorted(world.text.iterdir())[:6]:
-        (folder / "text" / path.name).write_text(path.read_text())
-    (folder / "judge.txt").write_text("".join(world.judge.read_text().splitlines(keepends=True)[:50]))
-    return SimpleNamespace(run=world.run, text=folder / "text", judge=folder / "judge.txt")
+    return with_less_text(world, tmp_path_factory.mktemp("less"), documents=6, lines=50)
 
 
 def recipe_for(world, **given) -> FrontierRecipe:

@@ -80,6 +80,18 @@ def assert_near(got: Tensor, expected: Tensor, tolerance: float) -> None:
     assert float((got - expected).detach().abs().max()) <= tolerance * float(expected.detach().abs().max())
 
 
+def assert_same(got: Nats, expected: Tensor, leaves: tuple[Tensor, ...], keep: Tensor | None) -> None:
+    """The count, the sum, and the gradient of every leaf, in the leaf's own type."""
+    tolerance = TOLERANCE[leaves[0].dtype]
+    assert got.count == (B * T if keep is None else int(keep.sum()))
+    assert got.sum.dtype == torch.float64
+    assert_near(got.sum, expected, tolerance)
+    gradients = (torch.autograd.grad(3 * value / got.count, leaves) for value in (got.sum, expected))
+    for leaf, ours, theirs in zip(leaves, *gradients, strict=True):
+        assert ours.dtype == leaf.dtype
+        assert_near(ours, theirs, tolerance)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("keep", KEEPS.values(), ids=KEEPS.keys())
 @pytest.mark.parametrize("kind", HEADS)
@@ -88,15 +100,7 @@ def test_chunked_equals_naive_in_value_and_gradients(
 ) -> None:
     head, x = HEADS[kind]().to(dtype), hidden(dtype)
     leaves = (x, *(weight for weight in head.parameters() if weight.requires_grad))
-    got = chunked_nats(head, x, targets(), keep)
-    expected = naive_nats(head, x, targets(), keep)
-    assert got.count == (B * T if keep is None else int(keep.sum()))
-    assert got.sum.dtype == torch.float64
-    assert_near(got.sum, expected, TOLERANCE[dtype])
-    gradients = (torch.autograd.grad(3 * value / got.count, leaves) for value in (got.sum, expected))
-    for ours, theirs in zip(*gradients, strict=True):
-        assert ours.dtype == dtype
-        assert_near(ours, theirs, TOLERANCE[dtype])
+    assert_same(chunked_nats(head, x, targets(), keep), naive_nats(head, x, targets(), keep), leaves, keep)
 
 
 def naive_kl(head: AnyLinear, hidden_BTD: Tensor, reference_BTV: Tensor, keep_BT: Tensor | None) -> Tensor:
@@ -119,13 +123,7 @@ def test_chunked_divergence_equals_the_naive_one_in_value_and_gradients(
 ) -> None:
     head, x, (other, read) = HEADS[kind]().to(dtype), hidden(dtype), reference(dtype)
     leaves = (x, *(weight for weight in head.parameters() if weight.requires_grad))
-    got, expected = chunked_kl(head, x, other, read, keep), naive_kl(head, x, other(read).detach(), keep)
-    assert got.count == (B * T if keep is None else int(keep.sum()))
-    assert got.sum.dtype == torch.float64
-    assert_near(got.sum, expected, TOLERANCE[dtype])
-    gradients = (torch.autograd.grad(3 * value / got.count, leaves) for value in (got.sum, expected))
-    for ours, theirs in zip(*gradients, strict=True):
-        assert_near(ours, theirs, TOLERANCE[dtype])
+    assert_same(chunked_kl(head, x, other, read, keep), naive_kl(head, x, other(read).detach(), keep), leaves, keep)
     assert read.grad is None
     assert other.weight.grad is None
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AnyLinear", "LinearKind", "dense_linear", "dense_weight", "product_type"]
+__all__ = ["AnyLinear", "LinearKind", "dense_linear", "dense_weight", "own_weight", "product_type"]
 
 
 class LinearKind(nn.Module, ABC):
@@ -39,3 +39,9 @@ def dense_linear(weight_oi: Tensor) -> nn.Linear:
 def dense_weight(linear: AnyLinear) -> Tensor:
     """The weight of a Linear of any kind, float32, (d_out, d_in)."""
     return linear.weight.detach().float() if isinstance(linear, nn.Linear) else linear.dense_weight()
+
+
+@torch.no_grad()
+def own_weight(linear: AnyLinear) -> Tensor:
+    """As `dense_weight`, but a dense weight as it is, in its own type: a float32 copy of it would be as large again."""
+    return linear.weight.detach() if isinstance(linear, nn.Linear) else linear.dense_weight()
