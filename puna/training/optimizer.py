@@ -1,20 +1,18 @@
 """AdamW over the parameters that train: matrices decay, vectors (norm gains) do not. Or Muon for the blocks' matrices.
 
     AdamW: w -= rate (m / (sqrt(v) + eps) + decay w)       Loshchilov & Hutter 2017, arXiv:1711.05101
-    Muon:  w -= rate (0.2 sqrt(max(d_out, d_in)) O + decay w), O the nearest orthogonal matrix to the momentum, by five
-           steps of Newton and Schulz in bfloat16          Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982
 
-0.2 sqrt(max) makes the update as large as AdamW's usual one, so that one rate and one decay serve both. An adapter's B may
-learn at a rate of its own: LoRA+, Hayou et al. 2024, arXiv:2402.12354.
+One rate and one decay serve both. An adapter's B may learn at a rate of its own: LoRA+, Hayou et al. 2024, arXiv:2402.12354.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from puna.training.config import TrainingConfig
+from puna.training.muon import Muon
 
 __all__ = ["build_optimizer", "moment_names", "trainable"]
 
@@ -52,12 +50,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
     )
     if not orthogonal:
         return adamw
-    muon = Muon(
-        orthogonal.values(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = Muon(orthogonal.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     return _Together(adamw, muon)
 
 

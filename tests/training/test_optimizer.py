@@ -10,6 +10,7 @@ from puna.errors import UsageError
 from puna.model.batch import Batch
 from puna.model.linears.adapter import LoraSettings
 from puna.training.config import StepBudget, TrainingConfig
+from puna.training.muon import Muon, orthogonalized
 from puna.training.optimizer import build_optimizer, moment_names, trainable
 from puna.training.step import train_step
 
@@ -78,6 +79,34 @@ def test_a_step_of_muon_is_the_rate_times_an_orthogonal_matrix_of_adamws_size(ti
     assert ((singular > 0.6) & (singular < 1.3)).all()  # five steps bring them near 1
     assert update.pow(2).mean().sqrt() == pytest.approx(0.2, rel=0.2)
     assert set(optimizer.state[weight]) == {"momentum_buffer"}
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])
+def test_muons_steps_are_torchs_but_for_its_sixteen_bits(shape) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(shape, generator=generator), torch.randn(4, *shape, generator=generator)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizers = (
+        Muon([ours], lr=0.1, weight_decay=0.3),
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"),
+    )
+    for gradient in gradients:
+        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+    [momentum], [theirs_momentum] = ([state["momentum_buffer"] for state in each.state.values()] for each in optimizers)
+    torch.testing.assert_close(momentum, theirs_momentum)
+
+
+def test_what_muon_follows_keeps_the_momentums_directions() -> None:
+    matrix = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    U, _, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    found = U.T @ orthogonalized(matrix) @ Vh.T
+    assert ((found.diagonal() > 0.6) & (found.diagonal() < 1.3)).all()
+    assert (found - found.diagonal().diag()).abs().max() < 1e-4
+    assert orthogonalized(torch.zeros(3, 4)).abs().max() == 0
 
 
 def test_an_adapters_b_learns_at_a_rate_of_its_own(tiny) -> None:
