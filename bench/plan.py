@@ -88,7 +88,11 @@ def step_speed(case: Case, step: Callable[[int, int], None], steps: int) -> dict
         started = time.perf_counter()
         step(case.batch, case.seq)
         seconds.append(time.perf_counter() - started)
-    rates = Rates(flops_by_rows=machine.gemm_flops_by_rows, read_bytes_per_second=machine.read_bytes_per_second)
+    rates = Rates(
+        flops_by_rows=machine.gemm_flops_by_rows,
+        gradient_flops=machine.gradient_flops,
+        read_bytes_per_second=machine.read_bytes_per_second,
+    )
     planned, measured = (
         step_seconds(case.model, settings_of(case), rates, case.micro_batches),
         statistics.median(seconds),

@@ -43,3 +43,6 @@ def doctor(*, refresh: bool = False, threads: int = 0, json: Json = False) -> No
         (name, *(f"{rate / 1e9:,.0f}" for rate in rates.values())) for name, rates in result.gemm_flops_by_rows.items()
     ]
     print_table(("products, GFLOP/s", *(f"{rows} rows" for rows in result.gemm_flops_by_rows["float32"])), rows)
+    parts = {"output": "x Wᵀ", "input": "dy W", "weight": "dyᵀ x"}
+    rows = [(name, *(f"{rates[part] / 1e9:,.1f}" for part in parts)) for name, rates in result.gradient_flops.items()]
+    print_table(("forward and back, GFLOP/s", *parts.values()), rows)

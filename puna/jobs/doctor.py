@@ -1,7 +1,8 @@
 """What this machine is and what it can do, measured; and the choices that follow.
 
-A 16-bit type is chosen for training only where its products run at least 1.3 times as fast as float32's: on many
-CPUs they are slower. Results are kept in the user's cache folder, keyed by processor, torch and threads.
+A 16-bit type is chosen for training only where its three products, forward and the two of the way back, run at least 1.3
+times as fast as float32's: on many CPUs they are slower, and one of them far slower than the others. Results are kept in
+the user's cache folder, keyed by processor, torch and threads.
 """
 
 import hashlib
@@ -25,12 +26,17 @@ __all__ = ["DoctorResult", "choose_precision", "doctor", "product_flops"]
 
 GAIN_NEEDED = 1.3
 _ROWS, _WIDTH = 512, 2048
+_GRADIENT_ROWS, _GRADIENT_WIDTH = 128, 1024
 _MIN_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorResult:
-    """What `puna doctor --json` prints. Rates are per second; gemm_flops by number of rows, for d_in = d_out = 2048."""
+    """What `puna doctor --json` prints. Rates are per second; gemm_flops by number of rows, for d_in = d_out = 2048.
+
+    gradient_flops: of a Linear's three products by type, 128 rows, d_in = d_out = 1024: `output` x W^T, `input` dy W and
+    `weight` dy^T x.
+    """
 
     torch: str
     processor: str
@@ -39,6 +45,7 @@ class DoctorResult:
     devices: list[str]
     gemm_flops: dict[str, float]
     gemm_flops_by_rows: dict[str, dict[str, float]]
+    gradient_flops: dict[str, dict[str, float]]
     read_bytes_per_second: float
     chosen_precision: Precision
 
@@ -87,6 +94,7 @@ def _measure() -> DoctorResult:
     device = _device()
     by_rows = {name: {str(rows): _rate(name, rows, device) for rows in (1, 16, _ROWS)} for name in _KINDS}
     gemm = {name: rates[str(_ROWS)] for name, rates in by_rows.items()}
+    gradients = {name: _gradient_rates(name, device) for name in FLOATS}
     return DoctorResult(
         torch=torch.__version__,
         processor=processor(),
@@ -95,11 +103,19 @@ def _measure() -> DoctorResult:
         devices=["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
         gemm_flops=gemm,
         gemm_flops_by_rows=by_rows,
+        gradient_flops=gradients,
         read_bytes_per_second=_read_rate(device),
-        chosen_precision="bfloat16" if gemm["bfloat16"] >= GAIN_NEEDED * gemm["float32"] else "float32",
+        chosen_precision=_chosen(gradients),
     )
 
 
+def _chosen(gradients: dict[str, dict[str, float]]) -> Precision:
+    """By the seconds of all three products."""
+    narrow, wide = (sum(1 / max(rate, 1.0) for rate in gradients[name].values()) for name in ("bfloat16", "float32"))
+    return "bfloat16" if wide >= GAIN_NEEDED * narrow else "float32"
+
+
+FLOATS = ("float32", "bfloat16", "float16")
 _KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 
@@ -113,6 +129,19 @@ def _rate(name: str, rows: int, device: torch.device) -> float:
     except RuntimeError:
         return 0.0
     return 2 * rows * _WIDTH * _WIDTH / seconds
+
+
+def _gradient_rates(name: str, device: torch.device) -> dict[str, float]:
+    """Operations per second of a Linear's three products; 0 where this machine has none of that type."""
+    dtype, rows, width = _KINDS[name], _GRADIENT_ROWS, _GRADIENT_WIDTH
+    x, dy, w = (torch.ones(n, width, device=device).to(dtype) for n in (rows, rows, width))
+    products: dict[str, Callable[[], object]] = {
+        "output": lambda: x @ w.T, "input": lambda: dy @ w, "weight": lambda: dy.T @ x,
+    }  # fmt: skip
+    try:
+        return {part: 2 * rows * width * width / _best_seconds(work, device) for part, work in products.items()}
+    except RuntimeError:
+        return dict.fromkeys(products, 0.0)
 
 
 def _read_rate(device: torch.device) -> float:

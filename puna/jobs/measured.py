@@ -23,8 +23,10 @@ def measured_rates() -> Rates | None:
         return None
     best = max(kept, key=lambda found: int(found["threads"]))
     return Rates(
-        flops_by_rows=best["gemm_flops_by_rows"], read_bytes_per_second=float(best["read_bytes_per_second"])
-    )  # fmt: skip
+        flops_by_rows=best["gemm_flops_by_rows"],
+        gradient_flops=best["gradient_flops"],
+        read_bytes_per_second=float(best["read_bytes_per_second"]),
+    )
 
 
 def cache_folder() -> Path | None:
@@ -46,7 +48,8 @@ def processor() -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A kept result, where it is of this machine and whole."""
-    needed = {"torch", "processor", "threads", "devices", "gemm_flops_by_rows", "read_bytes_per_second"}
+    rates = {"gemm_flops_by_rows", "gradient_flops", "read_bytes_per_second"}
+    needed = {"torch", "processor", "threads", "devices", *rates}
     try:
         found, torch = read_json(path), version("torch")
     except (FormatError, PackageNotFoundError):

@@ -2,10 +2,12 @@
 
     seconds = products / rate(type, rows) + attention / (ATTENTION_SHARE rate) + made bytes TRAFFIC / read rate
 
-A product's rate follows its type and its rows; an adapter's thin factors are as slow as products of few rows. An int8
-base multiplies in int8 on the way forward alone. Attention by SDPA is slower than a large product; with a mask it forms
-every pair, else the visible ones. What a step makes (a layer's tensors, logits, weights made dense, gradients and
-moments) costs far more than reading it once: it is written, read on the way back, and its memory is mapped anew.
+A product's rate follows its type and its rows; an adapter's thin factors are as slow as products of few rows. Where the
+gradient of an input or of a weight is a slower product than the output (some processors form dy W in 16 bits fifty times
+as slowly as x W^T), it counts as such. An int8 base multiplies in int8 only on the way forward, if at all. Attention by
+SDPA is slower than a large product; with a mask it forms every pair, else the visible ones. What a step makes (a layer's
+tensors, logits, weights made dense, gradients and moments) costs far more than reading it once: it is written, read on the
+way back, and its memory is mapped anew.
 Both constants: docs/plan.md.
 """
 
@@ -21,7 +23,7 @@ from puna.planning.counting import linear_parameters, lora_parameters, parameter
 from puna.planning.own_loop import LOSS_CHUNK_LEAST_TOKENS, LOSS_CHUNK_LOGITS
 from puna.planning.settings import FullTraining, Inference, LoraTraining, Settings
 
-__all__ = ["ATTENTION_SHARE", "TRAFFIC", "Rates", "product_rate", "step_seconds"]
+__all__ = ["ATTENTION_SHARE", "TRAFFIC", "Rates", "gradient_costs", "product_rate", "step_seconds"]
 
 ATTENTION_SHARE = 0.68
 """Attention's rate over that of large products of the same type."""
@@ -34,9 +36,13 @@ _THIN_ROWS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What a machine can do: product FLOP per second by type and rows, bytes of memory read per second."""
+    """What a machine can do: product FLOP per second by type and rows, bytes of memory read per second.
+
+    gradient_flops: of a Linear's `output`, `input` gradient and `weight` gradient by type, all three of one shape.
+    """
 
     flops_by_rows: Mapping[str, Mapping[str, float]]
+    gradient_flops: Mapping[str, Mapping[str, float]]
     read_bytes_per_second: float
 
 
@@ -47,6 +53,14 @@ def product_rate(rates: Rates, kind: str, rows: int) -> float:
         if fewer <= rows < more:
             return low + (high - low) * log(rows / fewer) / log(more / fewer)
     return known[0][1] if rows < known[0][0] else known[-1][1]
+
+
+def gradient_costs(rates: Rates, kind: str) -> tuple[float, float]:
+    """Seconds of the products that give an input's and a weight's gradient, in those of the output's; 1 at the least, as
+    where the constants were fixed.
+    """
+    measured = rates.gradient_flops[kind]
+    return max(1.0, measured["output"] / measured["input"]), max(1.0, measured["output"] / measured["weight"])
 
 
 def step_seconds(config: ModelConfig, settings: Settings, rates: Rates, micro_batches: int = 1) -> float:
@@ -65,13 +79,15 @@ def _kind(settings: Settings) -> str:
 def _product_seconds(config: ModelConfig, settings: Settings, rates: Rates, again: int) -> float:
     """The base's Linears and the head, then what an adapter adds."""
     forward, is_full = forward_flops(config, settings.seq, settings.batch), isinstance(settings.method, FullTraining)
-    dense = product_rate(rates, _kind(settings), settings.tokens)
-    ahead = product_rate(rates, "int8", settings.tokens) if settings.base == "int8" else dense
-    back, linears = 2 if is_full else 1, sum(forward.linears.values())
-    seconds = (1 + again) * linears / ahead + back * linears / dense + (1 + back) * forward.head / dense
+    kind, linears = _kind(settings), sum(forward.linears.values())
+    dense = product_rate(rates, kind, settings.tokens)
+    ahead = product_rate(rates, "int8", settings.tokens) if settings.integer_products else dense
+    of_input, of_weight = gradient_costs(rates, kind)
+    back, back_cost = (2, of_input + of_weight) if is_full else (1, of_input)
+    seconds = (1 + again) * linears / ahead + back_cost * linears / dense + (1 + back_cost) * forward.head / dense
     attention = (3 + again) * forward.attention
     rest = training_flops(config, settings) - (1 + back + again) * linears - (1 + back) * forward.head - attention
-    return seconds + rest / product_rate(rates, _kind(settings), _THIN_ROWS)
+    return seconds + rest * (1 + of_input + of_weight) / 3 / product_rate(rates, kind, _THIN_ROWS)
 
 
 def _attention_seconds(config: ModelConfig, settings: Settings, rates: Rates, again: int) -> float:
@@ -106,8 +122,9 @@ def _loss_bytes(config: ModelConfig, settings: Settings) -> int:
 
 
 def _dense_bytes(config: ModelConfig, settings: Settings, again: int) -> int:
-    """Weights made dense for a product: NF4's for each, int8's on the way back, autocast's copies."""
-    passes = {"nf4": 2 + again, "int8": 1}.get(settings.base, (2 + again) if settings.autocast else 0)
+    """Weights made dense for a product: rounded ones for each, unless int8 multiplies as it is, and autocast's copies."""
+    is_made = settings.base in ("int8", "nf4") or settings.autocast
+    passes = 0 if not is_made else 1 if settings.integer_products else 2 + again
     return passes * settings.product_bytes * linear_parameters(config)
 
 

@@ -22,8 +22,9 @@ def test_doctor(puna: Puna, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(doctor, "_MIN_SECONDS", 0.0)
     result = puna("doctor", "--threads", 1, "--json").json
-    has(result, "torch threads memory_bytes devices gemm_flops read_bytes_per_second chosen_precision")
+    has(result, "torch threads memory_bytes devices gemm_flops gradient_flops read_bytes_per_second chosen_precision")
     has(result["gemm_flops"], "float32 bfloat16 float16 int8")
+    has(result["gradient_flops"]["bfloat16"], "output input weight")
     assert puna("doctor", "--json").json == result
 
 

@@ -21,7 +21,11 @@ def quick(monkeypatch, tmp_path):
         asked.append(name)
         return rates[name] * rows
 
+    def parts(name: str, device: torch.device) -> dict[str, float]:
+        return {"output": 10 * rates[name], "input": rates[name], "weight": rates[name]}
+
     monkeypatch.setattr(job, "_rate", rate)
+    monkeypatch.setattr(job, "_gradient_rates", parts)
     monkeypatch.setattr(job, "_read_rate", lambda device: 5.0)
     return rates, asked, tmp_path / "cache"
 
@@ -60,9 +64,22 @@ def test_a_cache_that_cannot_be_written_is_done_without(quick, tmp_path) -> None
     assert asdict(doctor())["read_bytes_per_second"] == 5.0
 
 
+def test_one_slow_product_of_three_keeps_float32(quick, monkeypatch) -> None:
+    even, slow = (
+        dict.fromkeys(("output", "input", "weight"), 100.0),
+        {"output": 1000.0, "input": 10.0, "weight": 1000.0},
+    )
+    monkeypatch.setattr(job, "_gradient_rates", lambda name, device: slow if name == "bfloat16" else even)
+    assert choose_precision("auto") == "float32"
+
+
 def test_the_real_rates_are_plausible(monkeypatch) -> None:
     monkeypatch.setattr(job, "_MIN_SECONDS", 0.0)
     monkeypatch.setattr(job, "_WIDTH", 256)
+    monkeypatch.setattr(job, "_GRADIENT_WIDTH", 64)
+    assert {name: rate > 1e3 for name, rate in job._gradient_rates("float32", torch.device("cpu")).items()} == {
+        "output": True, "input": True, "weight": True,
+    }  # fmt: skip
     assert job._rate("float32", 16, torch.device("cpu")) > 1e6
     assert job._rate("int8", 1, torch.device("cpu")) >= 0.0
 

@@ -5,14 +5,19 @@ from dataclasses import replace
 import pytest
 
 from puna.arch.config import ModelConfig
-from puna.planning.compute import training_flops
+from puna.planning.compute import forward_flops, training_flops
 from puna.planning.settings import FullTraining, LoraTraining, Settings
-from puna.planning.speed import ATTENTION_SHARE, Rates, product_rate, step_seconds
+from puna.planning.speed import ATTENTION_SHARE, Rates, gradient_costs, product_rate, step_seconds
 
 GFLOPS = {"float32": {"1": 13.6, "16": 46.4, "512": 108.0}, "bfloat16": {"1": 17.0, "16": 17.0, "512": 17.0}}
 KINDS = {**GFLOPS, "int8": {"1": 4.0, "16": 3.8, "512": 3.5}}
+GRADIENTS = {
+    "float32": {"output": 94e9, "input": 95e9, "weight": 130e9},
+    "bfloat16": {"output": 17e9, "input": 0.85e9, "weight": 17e9},
+}
 RATES = Rates(
     flops_by_rows={name: {rows: 1e9 * rate for rows, rate in rates.items()} for name, rates in KINDS.items()},
+    gradient_flops=GRADIENTS,
     read_bytes_per_second=25.5e9,
 )
 MODEL = ModelConfig(
@@ -39,6 +44,24 @@ def test_a_rate_lies_between_those_that_were_measured():
     assert [product_rate(RATES, "float32", rows) for rows in (1, 16, 512, 9000)] == [13.6e9, 46.4e9, 108e9, 108e9]
 
 
+def test_a_slow_product_of_the_way_back_counts_and_a_fast_one_does_not():
+    assert gradient_costs(RATES, "float32") == (1.0, 1.0)
+    assert gradient_costs(RATES, "bfloat16") == pytest.approx((20.0, 1.0))
+    even = replace(RATES, gradient_flops={**GRADIENTS, "bfloat16": dict.fromkeys(GRADIENTS["bfloat16"], 17e9)})
+    narrow = replace(FULL, autocast=True)
+    slow, fast = (step_seconds(MODEL, narrow, rates) for rates in (RATES, even))
+    products = forward_flops(MODEL, FULL.seq, FULL.batch)
+    assert slow - fast == pytest.approx(19 * (sum(products.linears.values()) + products.head) / 17e9)
+
+
+def test_an_int8_base_multiplies_in_int8_only_where_it_is_told_to():
+    beside = replace(LORA, base="int8", is_wide=True)
+    whole = step_seconds(MODEL, replace(beside, integer_products=True), RATES)
+    faster = replace(RATES, flops_by_rows={**RATES.flops_by_rows, "int8": {"1": 1e15, "512": 1e15}})
+    assert step_seconds(MODEL, beside, faster) == step_seconds(MODEL, beside, RATES) < whole
+    assert step_seconds(MODEL, replace(beside, integer_products=True), faster) < whole
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -62,7 +85,7 @@ def test_more_work_takes_longer_on_this_machine(more):
 
 def test_a_machine_that_does_nothing_but_products_takes_the_flops_over_the_rate():
     flat = {name: {"1": 1e9, "512": 1e9} for name in KINDS}
-    rates = Rates(flops_by_rows=flat, read_bytes_per_second=1e30)
+    rates = Rates(flops_by_rows=flat, gradient_flops=GRADIENTS, read_bytes_per_second=1e30)
     for settings in (FULL, LORA, replace(LORA, checkpointing=True)):
         flops = training_flops(MODEL, settings)
         assert flops / 1e9 < step_seconds(MODEL, settings, rates) < flops / ATTENTION_SHARE / 1e9
