@@ -4,6 +4,7 @@ import psutil
 import torch
 
 from puna.errors import UsageError
+from puna.jobs.container import container_room
 
 __all__ = ["available_bytes", "choose_device", "choose_dtype", "use_threads"]
 
@@ -37,10 +38,13 @@ def choose_dtype(precision: str) -> torch.dtype | None:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that a job could take now: what is free of a CUDA device's, else what the system can give without swapping."""
+    """Memory that a job could take now: what is free of a CUDA device's, else what the system can give without swapping, and
+    what its container's limit leaves.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    free, room = int(psutil.virtual_memory().available), container_room()
+    return free if room is None else min(free, room)
 
 
 def use_threads(threads: int) -> None:
