@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from puna.cli.main import run
+from tests.pictures import draw_few
 
 LINES = [
     "The llama walks over the high grassland.",
@@ -46,6 +47,11 @@ class Ending:
         for word in words:
             assert word in self.err, self.err
         return self
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_few(monkeypatch)
 
 
 @pytest.fixture

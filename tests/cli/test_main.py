@@ -181,10 +181,13 @@ def test_an_error_that_a_signal_turned_into_is_the_signal(
     assert "stopped by SIGINT" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    "module", ["cyclopts", "cyclopts.utils", "puna.jobs.evaluate", "torch", "numpy", "torch.nn.functional"]
-)
+    ("module", "signum"),
+    [
+        ("cyclopts", signal.SIGINT), ("cyclopts.utils", signal.SIGTERM), ("puna.jobs.evaluate", signal.SIGINT),
+        ("torch", signal.SIGTERM), ("numpy", signal.SIGINT), ("torch.nn.functional", signal.SIGTERM),
+    ],
+)  # fmt: skip
 def test_a_signal_during_an_import_ends_with_its_code(module: str, signum: int) -> None:
     command = [sys.executable, "-c", SIGNAL_AT_IMPORT, module, str(int(signum)), "evaluate", "nothing", "--text", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

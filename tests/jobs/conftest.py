@@ -8,7 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from puna.files import MANIFEST, verify_folder
-from puna.jobs import doctor, tokens
+from puna.jobs import adapt_judge, doctor, tokens
 from puna.jobs.recipe import read_recipe
 from puna.jobs.train import train
 from puna.jobs.train_recipe import DataSource, TrainRecipe, train_recipe
+from tests.pictures import draw_few
 
 CHINESE = "大漠孤煙直，長河落日圓。蕭關逢候騎，都護在燕然。\n床前明月光，疑是地上霜。举头望明月，低头思故乡。\n"
 NO_NETWORK = """
@@ -32,6 +33,19 @@ def refuse(*args, **named):
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
 """
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_few(monkeypatch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_answers() -> Iterator[None]:
+    """Before and after an adaptation a prompt is answered by 6 tokens: their number is most of a small one's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapt_judge, "ANSWER_TOKENS", 6)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ PARTS = {
     "report": 0.05,
 }
 PUSHED, NIGHTLY_COUNT = 1, 10  # which moment belongs to a change, and how many there are
-IS_NIGHTLY = os.environ.get("PUNA_COUNTS") == "nightly"  # then on the default text; else a job of some 18 seconds
+IS_NIGHTLY = os.environ.get("PUNA_COUNTS") == "nightly"  # then on the default text; else a short job
 
 
 def moments() -> list[Any]:
@@ -44,7 +44,7 @@ def test_stopped_at_any_moment_nothing_is_broken_and_the_next_run_finishes(
     start_demo: Callable[..., Any],
     assert_whole: Callable[[Path], None],
 ) -> None:
-    text = ("--seconds", 5) if IS_NIGHTLY else ("--text", small_text, "--seconds", 10)
+    text = ("--seconds", 5) if IS_NIGHTLY else ("--text", small_text, "--seconds", 2)
     words = (*text, "--out", tmp_path / "demo")
     demo = start_demo(*words)
     if part is not None:

@@ -150,6 +150,7 @@ def test_the_real_checkpoint_gives_the_reference_tokens(shared_data):
         assert (logits[prompt - 1, :16] - first16).abs().max() <= 1e-4 * logits[prompt - 1].abs().max()
 
 
+@pytest.mark.nightly
 def test_the_real_adapter_gives_the_reference_likelihood(shared_data):
     small = shared_data / "checkpoints" / "small"
     expected = json.loads((small / "reference.json").read_text())["adapter"]["shakespeare_tail"]

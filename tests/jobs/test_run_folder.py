@@ -95,7 +95,7 @@ def test_a_run_killed_twice_ends_with_the_same_bits(whole, runs: Path) -> None:
     assert not list(runs.rglob("*.tmp-*"))
 
 
-@pytest.mark.parametrize(("how", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("how", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.nightly)])
 def test_a_stopped_run_saves_first_and_goes_on(whole, runs: Path, how: str, code: int) -> None:
     recipe, expected = whole
     ended = run_child(recipe, runs / "a", how, 5)
