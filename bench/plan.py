@@ -1,20 +1,18 @@
 """What `puna plan` says of a training step's peak, and of its seconds, beside what a process then holds and takes.
 
-    python bench/plan.py [--only fixed judged] [--cases NAME...] [--steps N] [--allocated] [--mmap-threshold BYTES]
+    python bench/plan.py [--only fixed judged] [--cases NAME...] [--steps N] [--allocated] [--own-rule]
 
 Each setting runs in a process of its own: a model of random weights, a step on two short rows, which makes the optimizer's
 moments, then one real step. Measured is the anonymous memory (RssAnon), sampled every 2 ms, beyond its level before the
-model was built. The planner's constants were fixed on the settings of FIXED; those of JUDGED judge it, where at least
-1 GiB grows. `--allocated` takes the allocator's own peak instead, by torch's profiler: what the tensors need, without the
-slack of the C library; `--mmap-threshold 1048576` has glibc give every tensor of a megabyte pages of its own, which it
-gives back at once, so that almost no slack is left. `--steps 5` goes on in the same process: the machine's products are
-measured anew (as `puna doctor` does), then the median of so many steps is set beside the predicted seconds. Prints a line
-of JSON for each setting, then the worst and the median error of each group.
+model was built, with freed blocks given back at once, as a run has it whose plan only just fits; `--own-rule` leaves the C
+library its slack. `--allocated` takes the allocator's own peak instead, by torch's profiler. The planner's constants were
+fixed on the settings of FIXED; those of JUDGED judge it, where at least 1 GiB grows. `--steps 5` goes on in the same process,
+with that slack: the machine's products are measured anew (as `puna doctor` does), then the median of so many steps is set
+beside the predicted seconds. Prints a line of JSON for each setting, then the worst and the median error of each group.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from anonymous import Sampler, anonymous_bytes
 from plan_cases import FIXED, JUDGED, Case, build, settings_of
 from torch.profiler import ProfilerActivity, profile
 
+from puna.jobs.c_heap import give_back_freed, keep_freed
 from puna.jobs.doctor import doctor
 from puna.model.batch import Batch
 from puna.planning.memory import PROCESS_BYTES, peak_memory
@@ -57,8 +56,10 @@ def stepper(case: Case) -> Callable[[int, int], None]:
     return step
 
 
-def measure(case: Case, *, is_allocated: bool, steps: int) -> dict[str, Any]:
+def measure(case: Case, *, is_allocated: bool, is_frugal: bool, steps: int) -> dict[str, Any]:
     """Run one setting here."""
+    if is_frugal:
+        give_back_freed()
     before, started = anonymous_bytes(), time.perf_counter()
     plan = peak_memory(case.model, settings_of(case), 0 if is_allocated else PROCESS_BYTES)
     speed = {}
@@ -70,6 +71,7 @@ def measure(case: Case, *, is_allocated: bool, steps: int) -> dict[str, Any]:
             step(2, 16)
             step(case.batch, case.seq)
         measured = sampler.peak - before
+        keep_freed()
         speed = step_speed(case, step, steps) if steps else {}
     return {
         "name": case.name,
@@ -84,6 +86,7 @@ def measure(case: Case, *, is_allocated: bool, steps: int) -> dict[str, Any]:
 def step_speed(case: Case, step: Callable[[int, int], None], steps: int) -> dict[str, float]:
     """The median of so many steps, and what the planner says of one from rates that were measured just before."""
     machine, seconds = doctor(refresh=True), []
+    step(case.batch, case.seq)
     for _ in range(steps):
         started = time.perf_counter()
         step(case.batch, case.seq)
@@ -101,7 +104,9 @@ def step_speed(case: Case, step: Callable[[int, int], None], steps: int) -> dict
         "step_seconds": measured,
         "planned_step_seconds": planned,
         "step_error": planned / measured - 1,
-        "float32_flops": machine.gemm_flops["float32"],
+        "flops_by_rows": machine.gemm_flops_by_rows,
+        "gradient_flops": machine.gradient_flops,
+        "read_bytes_per_second": machine.read_bytes_per_second,
     }
 
 
@@ -126,24 +131,28 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", help="names of settings; without it, all")
     parser.add_argument("--steps", type=int, default=0, help="steps to time; 0 times none")
     parser.add_argument("--allocated", action="store_true")
-    parser.add_argument("--mmap-threshold", type=int, help="bytes; without it, the C library's own rule")
+    parser.add_argument("--own-rule", action="store_true", help="the C library's slack is measured too")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    threshold = arguments.mmap_threshold
-    environment = os.environ | ({} if threshold is None else {"MALLOC_MMAP_THRESHOLD_": str(threshold)})
     groups = {"fixed": FIXED, "judged": JUDGED}
     if arguments.here:
         case = next(case for case in (*FIXED, *JUDGED) if case.name == arguments.here)
-        print(json.dumps(measure(case, is_allocated=arguments.allocated, steps=arguments.steps)))
+        is_frugal = not arguments.own_rule
+        print(json.dumps(measure(case, is_allocated=arguments.allocated, is_frugal=is_frugal, steps=arguments.steps)))
         return
-    options = ["--steps", str(arguments.steps), *["--allocated"] * arguments.allocated]
+    options = [
+        "--steps",
+        str(arguments.steps),
+        *["--allocated"] * arguments.allocated,
+        *["--own-rule"] * arguments.own_rule,
+    ]
     for group in arguments.only:
         lines = []
         for case in groups[group]:
             if arguments.cases and case.name not in arguments.cases:
                 continue
             command = [sys.executable, __file__, "--here", case.name, *options]
-            output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             lines.append(json.loads(output))
             print(json.dumps(lines[-1]), flush=True)
         if lines:

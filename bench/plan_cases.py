@@ -59,13 +59,13 @@ FIXED = (
     Case(name="full"),
     Case(name="full batch 2", batch=2),
     Case(name="full wide", model=WIDE, batch=4),
+    Case(name="full wide, 256 tokens", model=WIDE, batch=1, seq=256),
     Case(name="full vocabulary", model=replace(MODEL, vocab_size=65_536), batch=4),
-    Case(name="full autocast", precision="bfloat16"),
+    Case(name="full autocast", precision="bfloat16", batch=1, seq=64),
     Case(name="lora", adapter="lora"),
-    Case(name="lora autocast", adapter="lora", precision="bfloat16"),
-    Case(name="dora bfloat16", adapter="dora", base="bfloat16", batch=4),
-    Case(name="lora int8", model=WIDE, adapter="lora", base="int8", batch=4),
-    Case(name="lora nf4 checkpointing", model=WIDE, adapter="lora", base="nf4", batch=4, checkpointing=True),
+    Case(name="dora", model=WIDE, adapter="dora", batch=3),
+    Case(name="lora int8", model=WIDE, adapter="lora", base="int8", wide=True, batch=4),
+    Case(name="lora nf4 checkpointing", model=WIDE, adapter="lora", base="nf4", wide=True, batch=4, checkpointing=True),
 )
 VOCABULARY = replace(MODEL, vocab_size=65_536)
 LARGEST = replace(MODEL, vocab_size=131_072, dim=1024, n_heads=16, n_kv_heads=4, ffn_dim=2816, n_layers=2)
@@ -183,6 +183,8 @@ def build(case: Case) -> Llama:
         parent, _, own = name.rpartition(".")
         drawn = torch.empty(weight.shape, dtype=dtype).normal_(1.0 if weight.dim() == 1 else 0.0, 0.02)
         setattr(model.get_submodule(parent), own, torch.nn.Parameter(drawn))
+    if case.model.tied_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
     if case.adapter is not None:
         attach(
             model, LoraSettings(rank=case.rank, alpha=case.rank, targets=case.targets, **KINDS[case.adapter]), seed=0

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from puna.cli.console import print_json, print_table
-from puna.report.numbers import human_bytes
+from puna.cli.console import fits_row, print_json, print_table
 
 if TYPE_CHECKING:
     from puna.jobs.adapt_dry_run import AdaptDryRun
@@ -31,13 +30,12 @@ def show_dry_run(recipe: "AdaptRecipe", device: str, *, anyway: bool, is_json: b
 
 
 def _rows(plan: "AdaptDryRun") -> list[tuple[str, str]]:
-    fits = "fits" if plan.fits else "does not fit"
     packed = f"{plan.rows:,} to learn from, {plan.held_out_rows:,} held out, {plan.learned_tokens:,} tokens learned"
     epochs = [] if plan.epochs is None else [("epochs", f"{plan.epochs:.2f}")]
     return [
         ("parameters", f"{plan.parameters:,}"),
         ("trainable parameters", f"{plan.trainable_parameters:,}"),
-        ("peak memory", f"{human_bytes(plan.planned_peak_bytes)}, {fits} the {human_bytes(plan.available_bytes)} free"),
+        fits_row(plan.planned_peak_bytes, plan.available_bytes),
         ("rows", packed),
         *epochs,
     ]

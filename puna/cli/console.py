@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from puna.errors import PunaError
+from puna.report.numbers import human_bytes
 
-__all__ = ["print_json", "print_table", "progress_line", "say"]
+__all__ = ["fits_row", "print_json", "print_table", "progress_line", "say"]
 
 _PLAIN_EVERY_SECONDS = 5.0
 
@@ -39,6 +40,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for row in rows:
         table.add_row(*map(escape, row))
     Console(highlight=False).print(table)
+
+
+def fits_row(planned_bytes: int, available_bytes: int) -> tuple[str, str]:
+    """A plan's peak, and whether it fits what is free now."""
+    fits = "fits" if planned_bytes <= available_bytes else "does not fit"
+    return "peak memory", f"{human_bytes(planned_bytes)}, {fits} the {human_bytes(available_bytes)} free"
 
 
 def say(line: str) -> None:

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from puna.cli.console import print_json, print_table, say
+from puna.cli.console import fits_row, print_json, print_table, say
 from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, resume_stands_alone
 from puna.cli.progress import training_progress
 from puna.errors import ToleranceExceeded
-from puna.report.numbers import human_bytes
 
 if TYPE_CHECKING:
     from puna.jobs.train import DryRun
@@ -132,8 +131,6 @@ def _print_plan(plan: "DryRun", *, json: bool) -> int:
     if json:
         print_json(plan)
     else:
-        fits = "fits" if plan.fits else "does not fit"
-        peak = f"{human_bytes(plan.planned_peak_bytes)}, {fits} the {human_bytes(plan.available_bytes)} free"
-        sizes = [("parameters", f"{plan.parameters:,}"), ("peak memory", peak)]
+        sizes = [("parameters", f"{plan.parameters:,}"), fits_row(plan.planned_peak_bytes, plan.available_bytes)]
         print_table(("", "planned"), [*sizes, *plan_rows(plan)])
     return 0

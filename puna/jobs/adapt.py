@@ -13,7 +13,7 @@ from puna.jobs.adapt_data import PackedData, pack_data
 from puna.jobs.adapt_judge import AnsweredPrompt, Judge
 from puna.jobs.adapt_recipe import AdaptRecipe, planned_settings
 from puna.jobs.adapt_report import AdaptResult, Change, adapt_rows, adapter_card, change_sections
-from puna.jobs.fitting import check_fits
+from puna.jobs.fitting import ensure_fits
 from puna.jobs.load import LoadedModel, find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
@@ -55,7 +55,7 @@ def adapt(
             UsageError.
     """
     out, place = Path(out), choose_device(device)
-    _check_fits(recipe, place, resume=resume, anyway=anyway, memory_bytes=memory_bytes)
+    _ensure_fits(recipe, place, resume=resume, anyway=anyway, memory_bytes=memory_bytes)
     with open_run(out, recipe, resume=resume) as folder:
         peak = PeakMemory(place)
         loaded = _load(recipe, place)
@@ -90,9 +90,9 @@ def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
     return peak_memory(config, planned_settings(recipe), runtime_bytes=PROCESS_BYTES)
 
 
-def _check_fits(recipe: AdaptRecipe, device: torch.device, **given: Any) -> None:
-    """Refuse a plan that is larger than the memory. Args: given: as for check_fits."""
-    check_fits(read_config(find_model(recipe.base)), planned_settings(recipe), device, **given)
+def _ensure_fits(recipe: AdaptRecipe, device: torch.device, **given: Any) -> None:
+    """Refuse a plan that is larger than the memory. Args: given: as for ensure_fits."""
+    ensure_fits(read_config(find_model(recipe.base)), planned_settings(recipe), device, **given)
 
 
 def _load(recipe: AdaptRecipe, device: torch.device) -> LoadedModel:

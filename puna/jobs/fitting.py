@@ -1,4 +1,7 @@
-"""Whether a run's plan fits the memory that is there, asked before any weight is read; and what would fit instead."""
+"""Whether a run's plan fits the memory that is there, asked before any weight is read; and what would fit instead.
+
+A plan is what the tensors need. Where the C library's own slack could exceed the memory beside them, it is told to keep none.
+"""
 
 from dataclasses import fields, replace
 
@@ -6,6 +9,7 @@ import torch
 
 from puna.arch.config import ModelConfig
 from puna.errors import DoesNotFit
+from puna.jobs.c_heap import LARGEST_SLACK, give_back_freed
 from puna.jobs.machine import available_bytes
 from puna.planning.fit import Fit, fit_memory
 from puna.planning.memory import (
@@ -19,7 +23,7 @@ from puna.planning.memory import (
 from puna.planning.settings import Settings
 from puna.report.numbers import human_bytes
 
-__all__ = ["check_fits", "device_memory"]
+__all__ = ["device_memory", "ensure_fits"]
 
 _LARGEST = 3
 _FLAGS = {
@@ -31,7 +35,7 @@ _FLAGS = {
 }
 
 
-def check_fits(
+def ensure_fits(
     config: ModelConfig,
     settings: Settings,
     device: torch.device,
@@ -40,7 +44,8 @@ def check_fits(
     anyway: bool = False,
     memory_bytes: int | None = None,
 ) -> None:
-    """Refuse a run whose planned peak is larger than the memory, naming the plan's largest terms and what would fit.
+    """Refuse a run whose planned peak is larger than the memory, naming the plan's largest terms and what would fit; where it
+    fits, but closely, have freed memory given back at once.
 
     Args:   resume: the recipe holds, so that few settings may change.
             anyway: go on all the same. memory_bytes: what there is; None: what the device has free now.
@@ -49,6 +54,8 @@ def check_fits(
     there = available_bytes(device) if memory_bytes is None else memory_bytes
     plan = device_memory(config, settings, device)
     if anyway or plan.total <= there:
+        if device.type == "cpu" and there < (1 + LARGEST_SLACK) * plan.total:
+            give_back_freed()
         return
     raise DoesNotFit(
         f"planned peak: expected at most the {human_bytes(there)} that are free on {device}, "

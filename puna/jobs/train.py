@@ -9,7 +9,7 @@ import torch
 
 from puna.arch.config import ModelConfig
 from puna.errors import BadData, CheckpointMismatch
-from puna.jobs.fitting import check_fits, device_memory
+from puna.jobs.fitting import device_memory, ensure_fits
 from puna.jobs.held_out import first_words, hold_out, judge, windows_to_judge, write_sample
 from puna.jobs.machine import available_bytes, choose_device
 from puna.jobs.mixing import MANY_EPOCHS, Mixing, mix
@@ -117,7 +117,7 @@ def train(
     """
     out, place, config = Path(out), choose_device(device), recipe.training
     wanted = planned_settings(config)
-    check_fits(recipe.model, wanted, place, resume=resume, anyway=anyway, memory_bytes=memory_bytes)
+    ensure_fits(recipe.model, wanted, place, resume=resume, anyway=anyway, memory_bytes=memory_bytes)
     with open_run(out, recipe, resume=resume) as folder:
         training, held_out = _open_data(recipe)
         mixing = _mix(recipe, training)

@@ -23,7 +23,7 @@ import torch
 
 from puna.errors import Interrupted, PunaError, UsageError
 from puna.files import sha256_file, write_text
-from puna.jobs.fitting import check_fits
+from puna.jobs.fitting import ensure_fits
 from puna.jobs.machine import choose_device, use_threads
 from puna.jobs.recipe import dump_recipe, fill, read_recipe
 from puna.jobs.run_folder import RunFolder
@@ -74,7 +74,7 @@ def verify_resume(
     Errors: those of `train`; UsageError for a budget in seconds, whose schedule follows the clock, or of too few steps.
     """
     steps = min(_STEPS, _budget_steps(recipe))
-    check_fits(recipe.model, planned_settings(recipe.training), choose_device(device), anyway=anyway)
+    ensure_fits(recipe.model, planned_settings(recipe.training), choose_device(device), anyway=anyway)
     dry_run(recipe, device)  # what is wrong with the recipe or its data is said here
     beside = out.absolute().parent
     with tempfile.TemporaryDirectory(prefix=".verify-resume-", dir=beside if beside.is_dir() else None) as folder:

@@ -28,7 +28,7 @@ __all__ = ["ATTENTION_SHARE", "TRAFFIC", "Rates", "gradient_costs", "product_rat
 ATTENTION_SHARE = 0.68
 """Attention's rate over that of large products of the same type."""
 
-TRAFFIC = 41.0
+TRAFFIC = 31.0
 """What a byte that a step makes costs, in reads of a byte of large memory."""
 
 _THIN_ROWS = 16
@@ -101,15 +101,18 @@ def _made_bytes(config: ModelConfig, settings: Settings, again: int) -> float:
     c, tokens = settings.product_bytes, settings.tokens
     numbers = 4 * config.dim + 2 * config.q_dim + 2 * config.kv_dim + 3 * config.ffn_dim
     if isinstance(settings.method, LoraTraining):
-        numbers += _adapter_numbers(config, settings.method)
+        numbers += _adapter_numbers(config, settings, settings.method)
     layers = c * tokens * config.n_layers * numbers * (1 + again / 3)
     return layers + _loss_bytes(config, settings) + _dense_bytes(config, settings, again)
 
 
-def _adapter_numbers(config: ModelConfig, method: LoraTraining) -> int:
-    """A token's numbers that an adapter makes in a layer: its middle and its output."""
+def _adapter_numbers(config: ModelConfig, settings: Settings, method: LoraTraining) -> int:
+    """A token's numbers that an adapter makes in a layer: its middle; its output, where it is not formed within the base's
+    product; a DoRA's scaled output, and that scaled on the way back.
+    """
     shapes = linear_shapes(config)
-    return sum(method.rank_of(name) + shapes[name][0] for name in method.targets if name in shapes)
+    outputs = int(settings.base in ("int8", "nf4") or method.starts) + 2 * int(method.magnitudes)
+    return sum(method.rank_of(name) + outputs * shapes[name][0] for name in method.targets if name in shapes)
 
 
 def _loss_bytes(config: ModelConfig, settings: Settings) -> int:

@@ -55,7 +55,8 @@ def save_folder(
     """Write a model as a sealed folder, in its own types; a tied head is not written.
 
     Args:   base: the checkpoint that the model was made from: its special ids and settings of generation are kept.
-            record: where the model came from; kept in the manifest, and in config.json if that has a `puna` section.
+            record: where the model came from; kept in the manifest, and in config.json if that has a `puna` section. Without
+            it the base's own is kept where compressed Linears are.
             shard_bytes: more than this go into several files.
     Raises: UsageError: an adapter is attached, a base in NF4.
     """
@@ -64,6 +65,8 @@ def save_folder(
     expected = expected_tensors(model.config, linears, kind="puna" if linears else "hf")
     tensors = {tensor.name: state[tensor.path] for tensor in expected}
     stored = None if base is None else base.stored
+    if record is None and stored is not None and linears:
+        record = stored.compression
     bos_id, eos_ids = special_ids(stored, tokenizer)
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = config_to_json(

@@ -137,6 +137,7 @@ def test_every_weight_of_a_compressed_model_trains_and_stays_a_factor(
     assert result.change.gain > 0.01
     assert show(runs / "a").linears == show(compressed).linears
     assert show(runs / "a").parameters == result.trainable_parameters == show(compressed).parameters
+    assert show(runs / "a").compression == show(compressed).compression
     convert(runs / "a", runs / "dense", "hf")
     assert verify(runs / "a", runs / "dense", tolerance=1e-5).agree
     said = [load(runs / name).generate("who walks", max_new_tokens=8, temperature=0.0).ids for name in ("a", "dense")]

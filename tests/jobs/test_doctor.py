@@ -21,11 +21,8 @@ def quick(monkeypatch, tmp_path):
         asked.append(name)
         return rates[name] * rows
 
-    def parts(name: str, device: torch.device) -> dict[str, float]:
-        return {"output": 10 * rates[name], "input": rates[name], "weight": rates[name]}
-
     monkeypatch.setattr(job, "_rate", rate)
-    monkeypatch.setattr(job, "_gradient_rates", parts)
+    monkeypatch.setattr(job, "_gradient_rate", lambda name, part, device: rates[name] * (10 if part == "output" else 1))
     monkeypatch.setattr(job, "_read_rate", lambda device: 5.0)
     return rates, asked, tmp_path / "cache"
 
@@ -65,11 +62,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(quick, tmp_path) -> None
 
 
 def test_one_slow_product_of_three_keeps_float32(quick, monkeypatch) -> None:
-    even, slow = (
-        dict.fromkeys(("output", "input", "weight"), 100.0),
-        {"output": 1000.0, "input": 10.0, "weight": 1000.0},
-    )
-    monkeypatch.setattr(job, "_gradient_rates", lambda name, device: slow if name == "bfloat16" else even)
+    def rate(name: str, part: str, device: torch.device) -> float:
+        return 100.0 if name == "float32" else 10.0 if part == "input" else 1000.0
+
+    monkeypatch.setattr(job, "_gradient_rate", rate)
     assert choose_precision("auto") == "float32"
 
 
@@ -77,9 +73,7 @@ def test_the_real_rates_are_plausible(monkeypatch) -> None:
     monkeypatch.setattr(job, "_MIN_SECONDS", 0.0)
     monkeypatch.setattr(job, "_WIDTH", 256)
     monkeypatch.setattr(job, "_GRADIENT_WIDTH", 64)
-    assert {name: rate > 1e3 for name, rate in job._gradient_rates("float32", torch.device("cpu")).items()} == {
-        "output": True, "input": True, "weight": True,
-    }  # fmt: skip
+    assert all(job._gradient_rate("float32", part, torch.device("cpu")) > 1e3 for part in job._PARTS)
     assert job._rate("float32", 16, torch.device("cpu")) > 1e6
     assert job._rate("int8", 1, torch.device("cpu")) >= 0.0
 
@@ -92,3 +86,18 @@ def test_the_rate_of_products_is_the_kept_one_or_one_quick_measurement(quick) ->
     count = len(asked)
     assert product_flops("float32", job._device()) == 51200
     assert len(asked) == count
+
+
+def test_the_best_of_several_passes_counts_and_the_slow_are_asked_once(quick, monkeypatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def rate(name: str, rows: int, device: torch.device) -> float:
+        asked.append((name, rows))
+        return 1.0 if name == "int8" else 1e12 * len(asked)
+
+    monkeypatch.setattr(job, "_rate", rate)
+    found = doctor()
+    assert asked.count(("int8", 512)) == 1
+    assert asked.count(("float32", 512)) == job._PASSES
+    last = max(number for number, key in enumerate(asked, 1) if key == ("float32", 512))
+    assert found.gemm_flops["float32"] == 1e12 * last

@@ -16,7 +16,7 @@ from puna.jobs import adapt as adapt_job
 from puna.jobs import train as train_job
 from puna.jobs.adapt import adapt
 from puna.jobs.adapt_recipe import adapt_recipe, planned_settings
-from puna.jobs.fitting import check_fits, device_memory
+from puna.jobs.fitting import device_memory, ensure_fits
 from puna.jobs.train import train
 from puna.planning.settings import LoraTraining, Settings
 from puna.training.config import StepBudget, TrainingConfig
@@ -38,7 +38,7 @@ def train_settings(**training: Any) -> Settings:
 
 def refusal(config, settings: Settings, device: torch.device, memory: int, **given: Any) -> DoesNotFit:
     with pytest.raises(DoesNotFit) as error:
-        check_fits(config, settings, device, memory_bytes=memory, **given)
+        ensure_fits(config, settings, device, memory_bytes=memory, **given)
     return error.value
 
 
@@ -84,7 +84,7 @@ def test_the_flags_that_are_offered_do_fit(world, records, given: dict[str, Any]
         training = {"batch": 36, "seq": int(other.get("--seq", 256))}
         mended = {**given, "base_type": other.get("--base", given.get("base_type"))}
         wanted = recipe_for(world, records, training=training, settings=settings, **mended)
-        check_fits(config, planned_settings(wanted), CPU, memory_bytes=memory)
+        ensure_fits(config, planned_settings(wanted), CPU, memory_bytes=memory)
 
 
 def test_the_largest_terms_are_named_in_order() -> None:
