@@ -12,6 +12,7 @@ import pytest
 from puna.adaptation.records import RecordSettings
 from puna.adaptation.rows import Row
 from puna.errors import BadData, UsageError
+from puna.jobs import adapt_judge
 from puna.jobs.adapt import adapt
 from puna.jobs.adapt_data import pack_data, preview, reason_label, record_flags, record_rows
 from puna.jobs.adapt_recipe import adapt_recipe
@@ -113,7 +114,12 @@ def test_held_out_prompts_are_answered_before_and_after(world: SimpleNamespace, 
         for record in pack_data([records], None, SETTINGS, adapted, seq=32).prompts
     ]
     before, after = (
-        [model.generate(adapted.tokenizer.decode(each[1:]), max_new_tokens=64, temperature=0.0).text for each in ids]
+        [
+            model.generate(
+                adapted.tokenizer.decode(each[1:]), max_new_tokens=adapt_judge.ANSWER_TOKENS, temperature=0.0
+            ).text
+            for each in ids
+        ]
         for model in (load(world.run), adapted)
     )
     assert [(each.before, each.after) for each in result.answers] == list(zip(before, after, strict=True))
