@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,9 +28,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from puna.jobs.c_heap import give_back_freed, keep_freed
 from puna.jobs.doctor import doctor
+from puna.jobs.measured import rates_of
 from puna.model.batch import Batch
 from puna.planning.memory import PROCESS_BYTES, peak_memory
-from puna.planning.speed import Rates, step_seconds
+from puna.planning.speed import step_seconds
 from puna.training.activations import checkpointed_blocks
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer
@@ -83,19 +85,14 @@ def measure(case: Case, *, is_allocated: bool, is_frugal: bool, steps: int) -> d
     }
 
 
-def step_speed(case: Case, step: Callable[[int, int], None], steps: int) -> dict[str, float]:
+def step_speed(case: Case, step: Callable[[int, int], None], steps: int) -> dict[str, Any]:
     """The median of so many steps, and what the planner says of one from rates that were measured just before."""
-    machine, seconds = doctor(refresh=True), []
+    rates, seconds = rates_of(asdict(doctor(refresh=True))), []
     step(case.batch, case.seq)
     for _ in range(steps):
         started = time.perf_counter()
         step(case.batch, case.seq)
         seconds.append(time.perf_counter() - started)
-    rates = Rates(
-        flops_by_rows=machine.gemm_flops_by_rows,
-        gradient_flops=machine.gradient_flops,
-        read_bytes_per_second=machine.read_bytes_per_second,
-    )
     planned, measured = (
         step_seconds(case.model, settings_of(case), rates, case.micro_batches),
         statistics.median(seconds),
@@ -104,9 +101,7 @@ def step_speed(case: Case, step: Callable[[int, int], None], steps: int) -> dict
         "step_seconds": measured,
         "planned_step_seconds": planned,
         "step_error": planned / measured - 1,
-        "flops_by_rows": machine.gemm_flops_by_rows,
-        "gradient_flops": machine.gradient_flops,
-        "read_bytes_per_second": machine.read_bytes_per_second,
+        **asdict(rates),
     }
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from puna.errors import FormatError
 from puna.files import read_json
 from puna.planning.speed import Rates
 
-__all__ = ["cache_folder", "measured_rates", "processor"]
+__all__ = ["cache_folder", "measured_rates", "processor", "rates_of"]
 
 
 def measured_rates() -> Rates | None:
@@ -21,11 +22,15 @@ def measured_rates() -> Rates | None:
     kept = [] if folder is None else [found for path in sorted(folder.glob("doctor-*.json")) if (found := _read(path))]
     if not kept:
         return None
-    best = max(kept, key=lambda found: int(found["threads"]))
+    return rates_of(max(kept, key=lambda found: int(found["threads"])))
+
+
+def rates_of(found: Mapping[str, Any]) -> Rates:
+    """What the planner needs of a result of doctor, given by its fields."""
     return Rates(
-        flops_by_rows=best["gemm_flops_by_rows"],
-        gradient_flops=best["gradient_flops"],
-        read_bytes_per_second=float(best["read_bytes_per_second"]),
+        flops_by_rows=found["gemm_flops_by_rows"],
+        gradient_flops=found["gradient_flops"],
+        read_bytes_per_second=float(found["read_bytes_per_second"]),
     )
 
 
