@@ -162,8 +162,8 @@ JUDGED = (
         model=replace(LARGEST, dim=1536, n_heads=24, n_kv_heads=6),
         adapter="lora",
         base="bfloat16",
-        batch=2,
-        seq=64,
+        batch=1,
+        seq=32,
     ),
 )
 

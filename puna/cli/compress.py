@@ -25,6 +25,8 @@ def compress(
     method: Literal["auto", "svd", "asvd", "whitened", "kfac"] | None = None,
     keep: float | None = None,
     allocation: Literal["uniform", "greedy"] | None = None,
+    kv_heads: int | None = None,
+    pooling: Literal["joint", "aligned", "mean"] | None = None,
     quantize: Literal["int8"] | None = None,
     heal: float | None = None,
     batch: int | None = None,
@@ -49,8 +51,12 @@ def compress(
             well (kfac); auto is kfac on whole groups with greedy allocation.
         keep: kept share of the stored bits of the block Linears; 0.8 if no other lever is named.
         allocation: the same share of every matrix, or ranks of least summed loss; greedy for auto, else uniform.
+        kv_heads: key-value heads of every layer, a divisor of those there are; the cache shrinks as they do.
+        pooling: how heads become fewer: by what scores and outputs lose (joint), turned to each other and averaged (aligned),
+            or averaged (mean).
         quantize: int8 weights, with activations rounded for each token.
-        heal: train the factors for so many seconds on the calibration text to predict what the dense model predicts.
+        heal: train the factors, or the whole model of fewer heads, for so many seconds on the calibration text to predict what
+            the dense model predicts.
         batch: rows in a step of healing; 8 where nothing says otherwise.
         seq: tokens in a row of healing; 512, or the context if that is shorter.
         learning_rate: of healing, at its peak; 0.001 where nothing says otherwise.
@@ -68,13 +74,14 @@ def compress(
     healing = training_flags(seconds=heal, batch=batch, seq=seq, learning_rate=learning_rate)
     if frontier:
         refuse_beside_frontier(
-            keep=keep, allocation=allocation, quantize=quantize, recipe=recipes.recipe, set=recipes.settings or None,
+            keep=keep, allocation=allocation, kv_heads=kv_heads, pooling=pooling, quantize=quantize,
+            recipe=recipes.recipe, set=recipes.settings or None,
         )  # fmt: skip
         show_frontier(model, out, calibration, method or "auto", evaluate, healing, device, is_json=json)
         return
     recipe = compress_recipe(
-        model=model, calibration=calibration, method=method, keep=keep, allocation=allocation, quantize=quantize,
-        evaluate=evaluate, recipe=recipes.recipe, settings=recipes.settings,
+        model=model, calibration=calibration, method=method, keep=keep, allocation=allocation, kv_heads=kv_heads,
+        pooling=pooling, quantize=quantize, evaluate=evaluate, recipe=recipes.recipe, settings=recipes.settings,
         training=healing,
     )  # fmt: skip
     with compression_progress() as cutting, training_progress("healing") as steps:

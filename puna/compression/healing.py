@@ -3,7 +3,8 @@
     loss = mean over tokens of KL(dense || factorised);   learned: U and V alone
 
 Nothing stored grows and nothing else moves: norms, table, head and matrices that stayed dense are those of the dense
-model, in memory too. Sources: Hinton et al. 2015, arXiv:1503.02531; docs/compression.md 1.7.
+model, in memory too. Where nothing was factorised, and heads became fewer, everything learns, beside a copy of the dense
+model. Sources: Hinton et al. 2015, arXiv:1503.02531; docs/compression.md 1.7.
 """
 
 import copy
@@ -16,7 +17,7 @@ from puna.model.llama import Llama
 from puna.model.loss import Nats, chunked_kl
 from puna.model.surgery import named_linears
 
-__all__ = ["Distillation", "shared_copy", "train_factors"]
+__all__ = ["Distillation", "shared_copy", "teacher", "train_everything", "train_factors"]
 
 
 class Distillation:
@@ -46,3 +47,14 @@ def train_factors(model: Llama) -> int:
     for linear in factors:
         linear.requires_grad_(requires_grad=True)
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def teacher(model: Llama, *, everything_learns: bool) -> Llama:
+    """The model as it is now, which stays so while the first one is changed and learns."""
+    return copy.deepcopy(model) if everything_learns else shared_copy(model)
+
+
+def train_everything(model: Llama) -> int:
+    """Let every weight learn; return how many numbers that is."""
+    model.requires_grad_(requires_grad=True)
+    return sum(weight.numel() for weight in model.parameters())

@@ -5,18 +5,19 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from puna.compression.healing import shared_copy, train_factors
+from puna.compression.fewer_heads import attention_grams, pool_key_value_heads
+from puna.compression.healing import teacher, train_everything, train_factors
 from puna.compression.rounding import quantize_int8
 from puna.compression.sizes import stored_bytes, stored_parameters
 from puna.compression.statistics import too_few_tokens
 from puna.errors import UsageError
-from puna.evaluation.agreement import added_nats
 from puna.evaluation.perplexity import evaluate_text
 from puna.files import remove_folder
 from puna.jobs.calibration import WINDOW, calibration_texts, calibration_windows
@@ -24,6 +25,7 @@ from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.factoring import Factored, factorise, usual_allocation
 from puna.jobs.healing import Healed, heal
 from puna.jobs.layerwise import LayerNotice, LayerObserver, Layerwise, is_layerwise, load_mapped
+from puna.jobs.levers import Judge, Lever, cache_bytes, levers_section
 from puna.jobs.load import LoadedModel, find_model, load
 from puna.jobs.low_rank_report import kept_figure, spectra_section
 from puna.jobs.machine import choose_device
@@ -34,7 +36,6 @@ from puna.model.llama import Llama
 from puna.model.surgery import named_linears
 from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_seconds
-from puna.tokens.tokenizer import Tokenizer
 from puna.weights.folder import save_folder
 
 __all__ = ["CompressResult", "compress", "compress_rows", "refuse_compressed"]
@@ -44,16 +45,22 @@ _PARTS = "parts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressResult:
-    """What `puna compress --json` prints. Parameters and bytes are those of the whole model."""
+    """What `puna compress --json` prints. Parameters and bytes are those of the whole model; of the cache, for each token.
+
+    levers: what was done, in that order; the nats of the last one are the result's.
+    """
 
     method: str
     parameters_before: int
     parameters_after: int
     bytes_before: int
     bytes_after: int
+    cache_bytes_before: int
+    cache_bytes_after: int
     added_nats: float
     added_nats_low: float
     added_nats_high: float
+    levers: list[Lever]
     ranks: dict[str, int]
     healing: Healed | None
     seconds: float
@@ -70,32 +77,32 @@ def compress(
     Args:   observers: of layers or, in healing, of steps.
     Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted, NonFiniteLoss, RunLocked.
     """
-    started, place = time.monotonic(), choose_device(device)
-    source = find_model(recipe.model)
+    started, place, source = time.monotonic(), choose_device(device), find_model(recipe.model)
     with open_run(out, recipe, resume=True) as folder:
         peak = PeakMemory(place)
         loaded, layers = _open(recipe, source, place, folder, observers)
         model, tokenizer = loaded.llama, loaded.tokenizer
         fitting, judging = calibration_texts(recipe)
         before = (evaluate_text if layers is None else layers.judge)(model, tokenizer, *judging)
-        sizes = stored_parameters(model), stored_bytes(model)
-        dense = model if recipe.healing is None else shared_copy(model)
-        factored = _shrink(model, recipe, tokenizer, fitting, layers, observers)
-        healed = _heal(loaded, dense, recipe, fitting, folder, peak=peak, observers=observers)
-        difference = added_nats(before, evaluate_text(model, tokenizer, *judging))
-        method = recipe.quantize or ("kfac" if recipe.method == "auto" else recipe.method)
-        record = _record(method, recipe.wanted, fitting if recipe.needs_calibration else None, loaded.base_sha256)
-        save_folder(model, out / "model", tokenizer, record)
+        sizes = stored_parameters(model), stored_bytes(model), cache_bytes(model)
+        judge = Judge(model=model, tokenizer=tokenizer, texts=judging, before=before)
+        healing = partial(_heal, loaded, recipe, fitting, folder, peak=peak, observers=observers)
+        factored, healed = _shrink(loaded, recipe, fitting, layers, judge, healing, observers)
+        save_folder(model, out / "model", tokenizer, _record(recipe, fitting, loaded.base_sha256))
         remove_folder(out / _PARTS)
+        difference = judge.levers[-1]
         result = CompressResult(
-            method=method,
+            method=_method(recipe),
             parameters_before=sizes[0],
             parameters_after=stored_parameters(model),
             bytes_before=sizes[1],
             bytes_after=stored_bytes(model),
-            added_nats=difference.mean,
+            cache_bytes_before=sizes[2],
+            cache_bytes_after=cache_bytes(model),
+            added_nats=difference.added_nats,
             added_nats_low=difference.low,
             added_nats_high=difference.high,
+            levers=judge.levers,
             ranks={} if factored is None else factored.ranks,
             healing=healed,
             seconds=time.monotonic() - started,
@@ -113,6 +120,7 @@ def compress_rows(result: CompressResult, lang: str = "en") -> list[tuple[str, s
         (label(lang, "run.row.method"), result.method),
         (label(lang, "run.row.numbers"), f"{result.parameters_before:,} → {result.parameters_after:,}"),
         (label(lang, "run.row.bytes"), f"{human_bytes(result.bytes_before)} → {human_bytes(result.bytes_after)}"),
+        *_cache_rows(result, lang),
         (label(lang, "run.row.added"), label(lang, "run.added", mean=f"{result.added_nats:.4f}", low=low, high=high)),
         *_healing_rows(result.healing, lang),
         (label(lang, "run.row.time"), human_seconds(result.seconds)),
@@ -122,6 +130,8 @@ def compress_rows(result: CompressResult, lang: str = "en") -> list[tuple[str, s
 
 def _report(folder: RunFolder, result: CompressResult, factored: Factored | None, lang: str = "en") -> None:
     sections = [size_section(lang, result.bytes_before, result.bytes_after)]
+    if len(result.levers) > 1 or result.cache_bytes_after != result.cache_bytes_before:
+        sections.append(levers_section(lang, result.levers))
     if factored is not None and factored.ranks:
         sections.append(ranks_section(lang, result.ranks, kept_figure(lang, factored)))
         if factored.has_spectra:
@@ -141,7 +151,7 @@ def _open(
     """The dense model, and how to go through it layer by layer; None: the whole of it at once."""
     is_mapped = is_layerwise(recipe, place)
     loaded = load_mapped(source) if is_mapped else load(source, device=place)
-    if recipe.wanted is not None:
+    if recipe.wanted is not None or recipe.kv_heads is not None:
         refuse_compressed(loaded.llama, source)
     if not is_mapped:
         return loaded, None
@@ -149,41 +159,69 @@ def _open(
 
 
 def _shrink(
-    model: Llama,
+    loaded: LoadedModel,
     recipe: CompressRecipe,
-    tokenizer: Tokenizer,
     texts: Sequence[str],
     layers: Layerwise | None,
-    observers: tuple[LayerObserver, ...],
-) -> Factored | None:
-    """Do in place what the recipe asks for; return what low rank made of it."""
-    if recipe.wanted is None:
-        quantize_int8(model)
-        return None
+    judge: Judge,
+    healing: Callable[[Llama], Healed],
+    observers: tuple[Callable[[Any], None], ...],
+) -> tuple[Factored | None, Healed | None]:
+    """Pull, in place, the levers that the recipe asks for, each judged; return what low rank made of it, and healing."""
+    model, factored, healed = loaded.llama, None, None
+    dense = None if recipe.healing is None else teacher(model, everything_learns=recipe.everything_learns)
     windows: list[Tensor] = []
     if recipe.needs_calibration:
-        windows = calibration_windows(tokenizer, texts, min(WINDOW, model.config.max_seq_len))
-    if layers is not None:
-        return layers.factorise(model, windows, recipe.wanted)
+        windows = calibration_windows(loaded.tokenizer, texts, min(WINDOW, model.config.max_seq_len))
+        if layers is None:
+            _tell_of_short_text(model, recipe, windows, observers)
+    if recipe.kv_heads is not None:
+        grams = None if recipe.pooling == "mean" else attention_grams(model, windows)
+        pool_key_value_heads(model, recipe.kv_heads, grams, recipe.pooling)
+        judge.add("kv_heads")
+    if recipe.wanted is not None:
+        if layers is not None:
+            factored = layers.factorise(model, windows, recipe.wanted)
+        else:
+            allocation = recipe.allocation or usual_allocation(recipe.method)
+            factored = factorise(model, recipe.method, recipe.wanted, allocation, windows)
+        judge.add("low_rank")
+    if dense is not None:
+        (train_everything if recipe.everything_learns else train_factors)(model)
+        healed = healing(dense)
+        judge.add("healing")
+    if recipe.quantize is not None:
+        quantize_int8(model)
+        judge.add("bits")
+    return factored, healed
+
+
+def _tell_of_short_text(
+    model: Llama, recipe: CompressRecipe, windows: Sequence[Tensor], observers: tuple[LayerObserver, ...]
+) -> None:
     tokens = sum(ids_1T.numel() for ids_1T in windows)
-    if windows and (message := too_few_tokens(model.config, tokens, damped=recipe.method in ("auto", "kfac"))):
+    is_damped = recipe.wanted is None or recipe.method in ("auto", "kfac")
+    if message := too_few_tokens(model.config, tokens, damped=is_damped):
         for observer in observers:
             observer(LayerNotice(message=message))
-    allocation = recipe.allocation or usual_allocation(recipe.method)
-    return factorise(model, recipe.method, recipe.wanted, allocation, windows)
 
 
 def _heal(
-    loaded: LoadedModel, dense: Llama, recipe: CompressRecipe, texts: Sequence[str], folder: RunFolder, **given: Any
-) -> Healed | None:
+    loaded: LoadedModel, recipe: CompressRecipe, texts: Sequence[str], folder: RunFolder, dense: Llama, **given: Any
+) -> Healed:
     """Args: given: as for heal."""
-    if recipe.healing is None:
-        return None
-    train_factors(loaded.llama)
+    assert recipe.healing is not None
     documents = [loaded.tokenizer.encode(text, bos=True) for text in texts]
     words = "puna", "compress", recipe.model, folder.path.resolve(), "--recipe", folder.recipe.resolve()
     go_on = shlex.join(map(str, words))
     return heal(loaded.llama, dense, documents, recipe.healing, folder, go_on=go_on, **given)
+
+
+def _cache_rows(result: CompressResult, lang: str) -> list[tuple[str, str]]:
+    if result.cache_bytes_after == result.cache_bytes_before:
+        return []
+    before, after = human_bytes(result.cache_bytes_before), human_bytes(result.cache_bytes_after)
+    return [(label(lang, "run.row.cache"), f"{before} → {after}")]
 
 
 def _healing_rows(healed: Healed | None, lang: str) -> list[tuple[str, str]]:
@@ -195,16 +233,25 @@ def _healing_rows(healed: Healed | None, lang: str) -> list[tuple[str, str]]:
 
 
 def refuse_compressed(model: Llama, source: Path) -> None:
-    """A kept share is one of a dense model's bits: taken of a smaller one it could make it larger."""
+    """A kept share is one of a dense model's bits: taken of a smaller one it could make it larger, as fewer heads could."""
     if any(not isinstance(linear, nn.Linear) for _, linear in named_linears(model)):
         raise UsageError(f"{source} is compressed already", "compress the model that it was made from")
 
 
-def _record(method: str, keep: float | None, fitting: Sequence[str] | None, base_sha256: str) -> dict[str, object]:
-    """Where a smaller model came from. fitting: the calibration texts; None: the weights alone."""
+def _method(recipe: CompressRecipe) -> str:
+    """The levers by their methods: `joint+kfac`."""
+    parts: list[str] = [] if recipe.kv_heads is None else [recipe.pooling]
+    if recipe.wanted is not None:
+        parts.append("kfac" if recipe.method == "auto" else recipe.method)
+    return "+".join([*parts, *filter(None, [recipe.quantize])])
+
+
+def _record(recipe: CompressRecipe, fitting: Sequence[str], base_sha256: str) -> dict[str, object]:
+    """Where a smaller model came from; the digest is of the calibration texts, and null where the weights alone were used."""
+    digest = hashlib.sha256("\0".join(fitting).encode()).hexdigest()
     return {
-        "method": method,
-        "keep": keep,
-        "calibration_sha256": None if fitting is None else hashlib.sha256("\0".join(fitting).encode()).hexdigest(),
+        "method": _method(recipe),
+        "keep": recipe.wanted,
+        "calibration_sha256": digest if recipe.needs_calibration else None,
         "base_sha256": base_sha256,
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from puna.compression.heads import Pooling
 from puna.errors import UsageError
 from puna.jobs.factoring import Allocation, Method
 from puna.jobs.load import find_model
@@ -31,7 +32,8 @@ class CompressRecipe:
     """What to do to which model. `keep` is the kept share of the stored bits of the block Linears.
 
     allocation: how it is shared out; None: `greedy` for method auto, `uniform` for a method by its name.
-    healing: how the factors are trained afterwards, on the calibration text; None: they are not.
+    kv_heads: key-value heads of every layer, made of those there are by `pooling`; None: they stay as they are.
+    healing: how what is left learns afterwards, on the calibration text; None: it does not.
     """
 
     model: Path
@@ -39,6 +41,8 @@ class CompressRecipe:
     method: Method = "auto"
     keep: float | None = None
     allocation: Allocation | None = None
+    kv_heads: int | None = None
+    pooling: Pooling = "joint"
     quantize: Literal["int8"] | None = None
     evaluate: Path | None = None
     healing: TrainingConfig | None = None
@@ -54,10 +58,11 @@ class CompressRecipe:
             raise UsageError("--allocation greedy needs --calibration", "what a matrix is worth is measured on it")
         if self.method != "auto" and self.quantize is not None:
             raise UsageError(f"--method {self.method} together with --quantize is not built yet", "choose one of them")
+        if self.pooling != "joint" and self.kv_heads is None:
+            raise UsageError(f"--pooling {self.pooling} is of key-value heads", "add --kv-heads N")
         if self.needs_calibration and self.calibration is None:
-            raise UsageError(
-                f"--method {self.method} needs --calibration", "name a text of the kind the model will see"
-            )
+            needy = f"--method {self.method}" if self.wanted is not None else "--kv-heads"
+            raise UsageError(f"{needy} needs --calibration", "name a text of the kind the model will see")
         if self.calibration is None and self.evaluate is None:
             raise UsageError("expected --calibration or --evaluate", "a text is needed to measure the added nats")
         if self.healing is not None:
@@ -66,16 +71,28 @@ class CompressRecipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether something is fitted to a text."""
-        return self.quantize is None and (self.method != "svd" or self.allocation == "greedy")
+        if self.kv_heads is not None and self.pooling != "mean":
+            return True
+        return self.wanted is not None and (self.method != "svd" or self.allocation == "greedy")
 
     @property
     def wanted(self) -> float | None:
-        """The kept share: 0.8 where no other lever is named."""
-        return _DEFAULT_KEEP if self.keep is None and self.quantize is None else self.keep
+        """The kept share of the block Linears; None: they are not factorised. 0.8 where no other lever is named."""
+        is_alone = self.quantize is None and (self.kv_heads is None or self._names_low_rank)
+        return _DEFAULT_KEEP if self.keep is None and is_alone else self.keep
+
+    @property
+    def everything_learns(self) -> bool:
+        """Whether healing trains all weights, since there are no factors."""
+        return self.wanted is None
+
+    @property
+    def _names_low_rank(self) -> bool:
+        return self.method != "auto" or self.allocation is not None
 
     def _check_healing(self, healing: TrainingConfig) -> None:
-        if self.quantize is not None:
-            raise UsageError("--heal together with --quantize is not built yet", "choose one of them")
+        if self.quantize is not None and self.kv_heads is None:
+            raise UsageError("--heal beside --quantize alone: codes do not learn", "choose one of them")
         if self.calibration is None:
             raise UsageError("--heal needs --calibration", "the factors learn from it what the dense model predicts")
         if self.wanted == 1:

@@ -123,7 +123,7 @@ class _Rates:
     def improve(self, device: torch.device) -> None:
         """One pass more over all but what is too slow to be asked twice."""
         for name, rates in self.by_rows.items():
-            for rows in (1, 16, _ROWS):
+            for rows in (1, 16, 128, _ROWS):
                 _improve(rates, str(rows), 2 * rows * _WIDTH**2, partial(_rate, name, rows, device))
         for name, rates in self.gradients.items():
             for part in _PARTS:

@@ -59,7 +59,7 @@ LayerObserver = Callable[[LayerEvent | LayerNotice], None]
 
 def is_layerwise(recipe: CompressRecipe, device: torch.device) -> bool:
     """Whether a recipe is done layer by layer: whitened at uniform ranks, on the CPU, and not healed as a whole."""
-    is_plain = recipe.allocation in (None, "uniform") and recipe.healing is None
+    is_plain = recipe.allocation in (None, "uniform") and recipe.healing is None and recipe.kv_heads is None
     return recipe.method == "whitened" and is_plain and recipe.wanted is not None and device.type == "cpu"
 
 

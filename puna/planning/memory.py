@@ -10,7 +10,7 @@ beyond it, so that the terms add up to the peak.
 Two implementations are described. With 16-bit activations: fused kernels as in math.md section 4, whose table this
 reproduces. In float32, or where it is asked for: this project's own loop, counted tensor by tensor (activations.py,
 own_loop.py). There the gradients of full training appear as the kept tensors go, layer by layer, so that a step of one
-batch holds the head's gradient beside everything kept, or every gradient beside one layer.
+batch holds the head's gradient beside everything kept, or every gradient beside one layer; an adapter's come alike.
 Source: docs/math.md section 4.
 """
 
@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from math import prod
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import linear_shapes
+from puna.arch.modules import EMBEDDING, HEAD, linear_shapes
 from puna.planning.activations import layer_bytes
 from puna.planning.counting import kv_cache_bytes_per_token, linear_parameters, lora_parameters, parameter_count
 from puna.planning.own_loop import own_block_phase, own_loss_phase
-from puna.planning.settings import ADAM_FLOAT32, ADAM_MIXED, Base, FullTraining, Inference, LoraTraining, Settings
+from puna.planning.settings import ADAM_FLOAT32, ADAM_MIXED, Base, Inference, LoraTraining, Settings
 
 __all__ = [
     "LOSS_CHUNK_TOKENS",
@@ -83,15 +83,27 @@ def peak_memory(config: ModelConfig, settings: Settings, runtime_bytes: int = RU
         states = _full_states(config, settings)
     kept, loss, block = _kept(config, settings), _loss_phase(config, settings), _block_phase(config, settings)
     passing = {"activations": kept + max(0, block - loss), "logits": loss}
-    if isinstance(settings.method, FullTraining) and settings.is_own and not settings.accumulates:
-        table = states["gradients"] // parameter_count(config) * config.vocab_size * config.dim
+    if settings.is_own and not settings.accumulates:
+        first, table = _first_and_last_gradient(config, settings, states["gradients"])
         last = block + (0 if settings.checkpointing else layer_bytes(config, settings)) + _shared(config, settings)
-        ending = max(0, last - (0 if config.tied_embeddings else table))  # the embedding's gradient comes last of all
-        if table + sum(passing.values()) > states["gradients"] + ending:
-            states["gradients"] = table
+        ending = max(0, last - table)
+        if first + sum(passing.values()) > states["gradients"] + ending:
+            states["gradients"] = first
         else:
             passing = {"activations": ending, "logits": 0}
     return Memory(weights=_device_weights(config, settings), **states, **passing, runtime=runtime_bytes)
+
+
+def _first_and_last_gradient(config: ModelConfig, settings: Settings, gradients: int) -> tuple[int, int]:
+    """Bytes of all gradients that the loss itself makes, and of those that appear last of all, once the layers are through:
+    the two tables', where they are trained.
+    """
+    if isinstance(method := settings.method, LoraTraining):
+        outer = [[name] if name in method.targets else [] for name in (HEAD, EMBEDDING)]
+        head, embedding = (lora_parameters(config, method.rank, names, method.ranks) for names in outer)
+        return method.adam.gradient * head, method.adam.gradient * embedding
+    table = gradients // parameter_count(config) * config.vocab_size * config.dim
+    return table, 0 if config.tied_embeddings else table
 
 
 def _full_states(config: ModelConfig, settings: Settings) -> dict[str, int]:

@@ -67,6 +67,22 @@ ENGLISH_COMPRESSION = {
     "lever.column.added": "Added nats",
     "lever.column.interval": "95 % interval",
     "lever.column.saved": "Change",
+    # levers pulled one after another
+    "run.row.cache": "cache of a token",
+    "pulled.title": "One lever after another",
+    "pulled.words": "Each row is the model after everything above it and this. Nats are counted from the model as it was, on the "
+    "same held-out tokens.",
+    "pulled.caption": "The cache holds keys and values of every token of a conversation, in the type that the model computes in.",
+    "pulled.kv_heads": "fewer key-value heads",
+    "pulled.low_rank": "low rank",
+    "pulled.healing": "healing",
+    "pulled.bits": "fewer bits",
+    "pulled.column.lever": "Lever",
+    "pulled.column.bytes": "Size",
+    "pulled.column.cache": "Cache, a token",
+    "pulled.column.added": "Added nats",
+    "pulled.column.interval": "95 % interval",
+    "pulled.column.more": "By this lever",
     # ranks and spectra
     "kept.layer": "layer",
     "kept.key": "numbers kept",

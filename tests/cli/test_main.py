@@ -85,7 +85,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(words: tuple[str, ...], of
         ("compress m o --frontier --calibration c --quantize int8", "--quantize int8"),
         ("compress m o --frontier --calibration c --allocation greedy", "--allocation greedy"),
         ("compress m o --embedding-rank 4", "--embedding-rank"),
-        ("compress m o --kv-heads 2", "--kv-heads"),
+        ("compress m o --frontier --calibration c --kv-heads 2", "--kv-heads 2"),
         ("plan tiny --lang zh", "--lang"),
         ("weights convert a b", "--to"),
         ("explain", "explain"),

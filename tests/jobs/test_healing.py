@@ -110,7 +110,7 @@ def test_epochs_become_steps_and_too_little_text_is_refused(world, runs: Path, t
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"quantize": "int8", "keep": None, "method": "auto"}, "--heal together with --quantize"),
+        ({"quantize": "int8", "keep": None, "method": "auto"}, "--heal beside --quantize alone"),
         ({"method": "svd", "calibration": None}, "--heal needs --calibration"),
         ({"keep": 1.0}, "--heal beside --keep 1"),
         ({"healing": replace(HEALING, packing="documents")}, "healing.packing: expected none"),

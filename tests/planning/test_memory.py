@@ -11,7 +11,7 @@ from puna.model import loss as loss_module
 from puna.model.linears.adapter import LoraOverride, LoraSettings
 from puna.model.llama import Llama
 from puna.planning.activations import layer_activations
-from puna.planning.counting import linear_parameters, parameter_count
+from puna.planning.counting import linear_parameters, lora_parameters, parameter_count
 from puna.planning.memory import bus_bytes_per_step, nf4_bytes, peak_memory, weight_bytes
 from puna.planning.own_loop import LOSS_CHUNK_LEAST_TOKENS, LOSS_CHUNK_LOGITS
 from puna.planning.settings import (
@@ -169,6 +169,19 @@ def test_gradients_of_full_training_come_as_the_kept_tensors_go_unless_a_step_ad
     assert added.total - early.total == whole - early.gradients
 
 
+def test_an_adapters_gradients_come_as_the_kept_tensors_go_unless_a_step_adds_up():
+    method = LoraTraining(rank=16, targets=ADAPTABLE)
+    wanted = Settings(method=method, seq=256, batch=8, base="float32")
+    whole = 4 * lora_parameters(ODD, 16, ADAPTABLE)
+    early = peak_memory(ODD, wanted, 0)
+    assert early.gradients == 4 * 16 * (ODD.vocab_size + ODD.dim)  # the head's, which the loss makes
+    added = peak_memory(ODD, replace(wanted, accumulates=True), 0)
+    assert added.gradients == whole
+    assert added.total - early.total == whole - early.gradients
+    few = replace(wanted, method=replace(method, rank=2048), seq=4, batch=1)
+    assert peak_memory(ODD, few, 0).gradients == 4 * lora_parameters(ODD, 2048, ADAPTABLE)
+
+
 @pytest.mark.parametrize("kind", [{}, {"magnitudes": True}, {"start": "pissa"}], ids=["lora", "dora", "pissa"])
 def test_an_attached_adapter_holds_exactly_the_planned_numbers(build_llama, kind):
     targets = LINEARS if kind else ADAPTABLE
@@ -180,7 +193,7 @@ def test_an_attached_adapter_holds_exactly_the_planned_numbers(build_llama, kind
     method = LoraTraining(
         rank=3, targets=targets, ranks={"down_proj": 2}, magnitudes="magnitudes" in kind, starts="start" in kind
     )
-    planned = peak_memory(model.config, Settings(method=method, seq=8, batch=1, base="float32"))
+    planned = peak_memory(model.config, Settings(method=method, seq=8, batch=1, base="float32", accumulates=True))
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     assert planned.gradients == 4 * trained
     assert planned.adapters == 4 * (sum(part.numel() for part in held) - frozen - model.frequencies_P.numel())
