@@ -44,7 +44,7 @@ class Bench:
     def __init__(self, loaded: LoadedModel, texts: Sequence[Path], judge: str, windows: int) -> None:
         self.loaded, self.judge = loaded, judge
         self.before = self._nats(loaded.llama)
-        self.pieces = [_pieces(loaded, path) for path in texts]
+        self.pieces = [pieces_of(loaded, path) for path in texts]
         each = -(-windows // len(texts))
         drawn = [piece for pieces in self.pieces for piece in pieces[-each:]]
         self.grams = attention_grams(loaded.llama, [torch.tensor(ids)[None, :WINDOW] for ids in drawn])
@@ -95,7 +95,7 @@ def _heal(
         return heal(model, parent, documents, config, folder, peak=PeakMemory(torch.device("cpu")), go_on="", loss=loss)
 
 
-def _pieces(loaded: LoadedModel, path: Path) -> list[list[int]]:
+def pieces_of(loaded: LoadedModel, path: Path) -> list[list[int]]:
     """Ids of a text's pieces, in a seeded order."""
     pieces = [document.text for document in cut_documents(read_documents([path]).documents, PIECE)]
     random.Random(0).shuffle(pieces)

@@ -27,7 +27,9 @@ def compress(
     allocation: Literal["uniform", "greedy"] | None = None,
     kv_heads: int | None = None,
     pooling: Literal["joint", "aligned", "mean"] | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "nf4", "q8_0", "q4_0"] | None = None,
+    residual_rank: int | None = None,
+    correction: Literal["plain", "loftq", "whitened", "alternating"] | None = None,
     heal: float | None = None,
     batch: int | None = None,
     seq: Count | None = None,
@@ -54,7 +56,10 @@ def compress(
         kv_heads: key-value heads of every layer, a divisor of those there are; the cache shrinks as they do.
         pooling: how heads become fewer: by what scores and outputs lose (joint), turned to each other and averaged (aligned),
             or averaged (mean).
-        quantize: int8 weights, with activations rounded for each token.
+        quantize: weights and factors in few bits, the last step of all.
+        residual_rank: beside each rounded weight factors of this rank that give back what rounding lost, as far as they can.
+        correction: what the factors make least: the weight's error, once (plain) or in turns (loftq), or that of the outputs
+            (whitened, alternating).
         heal: train the factors, or the whole model of fewer heads, for so many seconds on the calibration text to predict what
             the dense model predicts.
         batch: rows in a step of healing; 8 where nothing says otherwise.
@@ -75,14 +80,14 @@ def compress(
     if frontier:
         refuse_beside_frontier(
             keep=keep, allocation=allocation, kv_heads=kv_heads, pooling=pooling, quantize=quantize,
-            recipe=recipes.recipe, set=recipes.settings or None,
+            residual_rank=residual_rank, correction=correction, recipe=recipes.recipe, set=recipes.settings or None,
         )  # fmt: skip
         show_frontier(model, out, calibration, method or "auto", evaluate, healing, device, is_json=json)
         return
     recipe = compress_recipe(
         model=model, calibration=calibration, method=method, keep=keep, allocation=allocation, kv_heads=kv_heads,
-        pooling=pooling, quantize=quantize, evaluate=evaluate, recipe=recipes.recipe, settings=recipes.settings,
-        training=healing,
+        pooling=pooling, quantize=quantize, residual_rank=residual_rank, correction=correction, evaluate=evaluate,
+        recipe=recipes.recipe, settings=recipes.settings, training=healing,
     )  # fmt: skip
     with compression_progress() as cutting, training_progress("healing") as steps:
         result = job.compress(recipe, out, device=device, observers=(cutting, steps))

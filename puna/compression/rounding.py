@@ -1,18 +1,74 @@
-"""Rounded weights: every block Linear in int8 with a scale for each output row; embedding, norms and head stay.
+"""Fewer bits: every block Linear in int8, NF4, Q8_0 or Q4_0, factors as well; embedding, norms and head stay.
 
-Activations are rounded for each token as they arrive (model/linears/int8.py). Needs no calibration.
-Source: Dettmers et al. 2022, arXiv:2208.07339; docs/compression.md 4.
+The weights alone are rounded. With `residual` each dense Linear gets a low-rank correction of what that lost (residual.py).
+Sources: Dettmers et al. 2022, arXiv:2208.07339, and 2023, arXiv:2305.14314; ggml; docs/compression.md 4.
 """
 
-from puna.arch.modules import LINEARS
-from puna.model.linears.int8 import Int8Linear
-from puna.model.linears.kind import dense_weight
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from puna.arch.rounding import BLOCK_BYTES, BLOCK_NUMBERS, Rounding
+from puna.compression.residual import Correction, correct
+from puna.errors import UsageError
+from puna.model.linears.dequantised import DequantisedLinear
+from puna.model.linears.kind import AnyLinear, dense_weight, own_weight
+from puna.model.linears.low_rank import LowRankLinear
+from puna.model.linears.rounded import rounded
+from puna.model.linears.rounded_low_rank import RoundedLowRankLinear
 from puna.model.llama import Llama
-from puna.model.surgery import replace_linears
+from puna.model.surgery import named_linears, replace_linear
 
-__all__ = ["quantize_int8"]
+__all__ = ["Residual", "round_linears"]
 
 
-def quantize_int8(model: Llama) -> None:
-    """Replace, in place, every block Linear of whatever kind by the int8 rounding of its dense weight."""
-    replace_linears(model, LINEARS, lambda _, linear: Int8Linear.from_dense(dense_weight(linear)))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residual:
+    """A correction of so many components beside each rounded weight. grams: X X^T by path, where it fits what is read."""
+
+    rank: int
+    correction: Correction = "alternating"
+    grams: Mapping[str, Tensor] | None = None
+
+
+@torch.no_grad()
+def round_linears(model: Llama, to: Rounding, residual: Residual | None = None) -> None:
+    """Round, in place, what every block Linear stores; factors that several share stay shared, and no factor is corrected.
+
+    Errors: UsageError: rows that are no whole number of blocks; a residual rank that a matrix does not have.
+    """
+    _check_rows(model, to)
+    shared: dict[Tensor, DequantisedLinear] = {}
+    made: dict[str, AnyLinear] = {}
+    for path, linear in named_linears(model):
+        if isinstance(linear, LowRankLinear | RoundedLowRankLinear):
+            key = linear.V if isinstance(linear.V, Tensor) else next(linear.V.buffers())
+            if key not in shared:
+                shared[key] = rounded(_factor(linear.V), to)
+            U_Ro = linear.U.T.contiguous() if isinstance(linear.U, Tensor) else _factor(linear.U)
+            made[path] = RoundedLowRankLinear(rounded(U_Ro, to), shared[key])
+        elif residual is None:
+            made[path] = rounded(own_weight(linear), to)
+        else:
+            gram_ii = None if residual.grams is None else residual.grams[path]
+            made[path], _ = correct(dense_weight(linear), to, residual.rank, residual.correction, gram_ii)
+    for path, linear in made.items():
+        replace_linear(model, path, linear)
+
+
+def _check_rows(model: Llama, to: Rounding) -> None:
+    """Blocks lie along the inputs of a weight, and along both widths of factors. Errors: UsageError, before anything changed."""
+    for path, linear in named_linears(model):
+        is_factored = isinstance(linear, LowRankLinear | RoundedLowRankLinear)
+        for width in (linear.in_features, linear.out_features)[: 1 + is_factored]:
+            if to in BLOCK_BYTES and width % BLOCK_NUMBERS:
+                raise UsageError(
+                    f"{path}: {to} expects a width that is a multiple of {BLOCK_NUMBERS}, got {width}",
+                    "int8 and nf4 take any width",
+                )
+
+
+def _factor(factor: Tensor | DequantisedLinear) -> Tensor:
+    return factor if isinstance(factor, Tensor) else factor.dense_weight()

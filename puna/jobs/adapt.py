@@ -98,10 +98,9 @@ def _ensure_fits(recipe: AdaptRecipe, device: torch.device, **given: Any) -> Non
 def _load(recipe: AdaptRecipe, device: torch.device) -> LoadedModel:
     """The base; in host memory where only parts of it go to the device."""
     place = torch.device("cpu") if recipe.is_streamed else device
-    products = recipe.integer_products if recipe.base_type == "int8" else None
     return load(
         recipe.base, device=place, base=recipe.base_type, dtype=_dtype(recipe), mapped=recipe.mapped,
-        integer_products=products,
+        integer_products=recipe.integer_products,
     )  # fmt: skip
 
 

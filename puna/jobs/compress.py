@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from puna.compression.fewer_heads import attention_grams, pool_key_value_heads
 from puna.compression.healing import teacher, train_everything, train_factors
-from puna.compression.rounding import quantize_int8
+from puna.compression.rounding import Residual, round_linears
 from puna.compression.sizes import stored_bytes, stored_parameters
-from puna.compression.statistics import too_few_tokens
+from puna.compression.statistics import collect_statistics, too_few_tokens
 from puna.errors import UsageError
 from puna.evaluation.perplexity import evaluate_text
 from puna.files import remove_folder
@@ -191,9 +191,17 @@ def _shrink(
         healed = healing(dense)
         judge.add("healing")
     if recipe.quantize is not None:
-        quantize_int8(model)
+        round_linears(model, recipe.quantize, _residual(recipe, model, windows))
         judge.add("bits")
     return factored, healed
+
+
+def _residual(recipe: CompressRecipe, model: Llama, windows: Sequence[Tensor]) -> Residual | None:
+    """The correction of what rounding loses, with the statistics that it needs of the model as it is now."""
+    if recipe.residual_rank is None:
+        return None
+    grams = collect_statistics(model, windows).grams if recipe.correction_reads else None
+    return Residual(rank=recipe.residual_rank, correction=recipe.correction, grams=grams)
 
 
 def _tell_of_short_text(
@@ -243,7 +251,11 @@ def _method(recipe: CompressRecipe) -> str:
     parts: list[str] = [] if recipe.kv_heads is None else [recipe.pooling]
     if recipe.wanted is not None:
         parts.append("kfac" if recipe.method == "auto" else recipe.method)
-    return "+".join([*parts, *filter(None, [recipe.quantize])])
+    if recipe.quantize is not None:
+        parts.append(recipe.quantize)
+    if recipe.residual_rank is not None:
+        parts.append(recipe.correction)
+    return "+".join(parts)
 
 
 def _record(recipe: CompressRecipe, fitting: Sequence[str], base_sha256: str) -> dict[str, object]:

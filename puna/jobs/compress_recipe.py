@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from puna.arch.rounding import Rounding
 from puna.compression.heads import Pooling
+from puna.compression.residual import Correction
 from puna.errors import UsageError
 from puna.jobs.factoring import Allocation, Method
 from puna.jobs.load import find_model
@@ -33,6 +35,7 @@ class CompressRecipe:
 
     allocation: how it is shared out; None: `greedy` for method auto, `uniform` for a method by its name.
     kv_heads: key-value heads of every layer, made of those there are by `pooling`; None: they stay as they are.
+    quantize: the format of few bits, the last of all. residual_rank: the rank that corrects what rounding lost, by `correction`.
     healing: how what is left learns afterwards, on the calibration text; None: it does not.
     """
 
@@ -43,25 +46,24 @@ class CompressRecipe:
     allocation: Allocation | None = None
     kv_heads: int | None = None
     pooling: Pooling = "joint"
-    quantize: Literal["int8"] | None = None
+    quantize: Rounding | None = None
+    residual_rank: int | None = None
+    correction: Correction = "alternating"
     evaluate: Path | None = None
     healing: TrainingConfig | None = None
 
     def __post_init__(self) -> None:
         if self.keep is not None and not 0 < self.keep <= 1:
             raise UsageError(f"--keep: expected a share above 0 and at most 1, got {self.keep}", "0.8 keeps 80 %")
-        if self.keep is not None and self.quantize is not None:
-            raise UsageError("--keep together with --quantize is not built yet", "choose one of them")
-        if self.allocation is not None and self.quantize is not None:
-            raise UsageError("--allocation together with --quantize is not built yet", "choose one of them")
         if self.allocation == "greedy" and self.calibration is None:
             raise UsageError("--allocation greedy needs --calibration", "what a matrix is worth is measured on it")
-        if self.method != "auto" and self.quantize is not None:
-            raise UsageError(f"--method {self.method} together with --quantize is not built yet", "choose one of them")
+        self._check_residual()
         if self.pooling != "joint" and self.kv_heads is None:
             raise UsageError(f"--pooling {self.pooling} is of key-value heads", "add --kv-heads N")
         if self.needs_calibration and self.calibration is None:
-            needy = f"--method {self.method}" if self.wanted is not None else "--kv-heads"
+            needy = "--kv-heads" if self.kv_heads is not None else "--residual-rank"
+            if self.wanted is not None:
+                needy = f"--method {self.method}"
             raise UsageError(f"{needy} needs --calibration", "name a text of the kind the model will see")
         if self.calibration is None and self.evaluate is None:
             raise UsageError("expected --calibration or --evaluate", "a text is needed to measure the added nats")
@@ -71,15 +73,20 @@ class CompressRecipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether something is fitted to a text."""
-        if self.kv_heads is not None and self.pooling != "mean":
+        if (self.kv_heads is not None and self.pooling != "mean") or self.correction_reads:
             return True
         return self.wanted is not None and (self.method != "svd" or self.allocation == "greedy")
 
     @property
     def wanted(self) -> float | None:
         """The kept share of the block Linears; None: they are not factorised. 0.8 where no other lever is named."""
-        is_alone = self.quantize is None and (self.kv_heads is None or self._names_low_rank)
+        is_alone = (self.quantize is None and self.kv_heads is None) or self._names_low_rank
         return _DEFAULT_KEEP if self.keep is None and is_alone else self.keep
+
+    @property
+    def correction_reads(self) -> bool:
+        """Whether a correction is fitted to what the Linears read."""
+        return self.residual_rank is not None and self.correction in ("whitened", "alternating")
 
     @property
     def everything_learns(self) -> bool:
@@ -90,8 +97,20 @@ class CompressRecipe:
     def _names_low_rank(self) -> bool:
         return self.method != "auto" or self.allocation is not None
 
+    def _check_residual(self) -> None:
+        if self.correction != "alternating" and self.residual_rank is None:
+            raise UsageError(f"--correction {self.correction} is of what rounding loses", "add --residual-rank R")
+        if self.residual_rank is None:
+            return
+        if self.quantize is None:
+            raise UsageError("--residual-rank corrects what rounding loses", "add --quantize nf4")
+        if self.wanted not in (None, 1):
+            raise UsageError("--residual-rank beside --keep: factors are not corrected", "choose one of them")
+        if self.residual_rank < 1:
+            raise UsageError(f"--residual-rank: expected at least 1, got {self.residual_rank}", "16 is usual")
+
     def _check_healing(self, healing: TrainingConfig) -> None:
-        if self.quantize is not None and self.kv_heads is None:
+        if self.wanted is None and self.kv_heads is None:
             raise UsageError("--heal beside --quantize alone: codes do not learn", "choose one of them")
         if self.calibration is None:
             raise UsageError("--heal needs --calibration", "the factors learn from it what the dense model predicts")

@@ -43,7 +43,7 @@ def evaluate(
     Errors: BadData, UsageError, FormatError.
     """
     documents = read_documents([Path(text)]).documents
-    loaded = load(model, adapter=adapter, device=choose_device(device), base=base, dtype=dtype, integer_products=True)
+    loaded = load(model, adapter=adapter, device=choose_device(device), base=base, dtype=dtype)
     texts = [document.text for document in documents]
     return evaluate_result(evaluate_text(loaded.llama, loaded.tokenizer, *texts, window=window, stride=stride))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from puna.compression.healing import shared_copy
 from puna.compression.low_rank import Spectrum
-from puna.compression.rounding import quantize_int8
+from puna.compression.rounding import round_linears
 from puna.compression.sizes import stored_bytes
 from puna.compression.statistics import collect_two_sided_statistics
 from puna.evaluation.agreement import Difference, added_nats
@@ -125,7 +125,7 @@ class _Judge:
         """Make one copy smaller and measure what that costs. Args: spectra, costs: of the setting's method."""
         smaller, factored = shared_copy(self.model), None
         if setting.method is None:
-            quantize_int8(smaller)
+            round_linears(smaller, "int8")
         else:
             factored = factorise(smaller, setting.method, setting.keep, setting.allocation, (), spectra, costs)
         difference = added_nats(self.before, evaluate_text(smaller, self.tokenizer, *self.texts))

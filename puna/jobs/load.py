@@ -122,7 +122,7 @@ def load(
     dtype: torch.dtype | None = None,
     meta: MetaSettings | None = None,
     mapped: bool = False,
-    integer_products: bool | None = None,
+    integer_products: bool = False,
 ) -> LoadedModel:
     """Load a run, a Hugging Face or Meta folder, a GGUF file, or an adapter together with the base that it names.
 
@@ -133,8 +133,8 @@ def load(
             nf4 bfloat16 where the file's embedding has at most 16 bits a number, which is what `puna plan` counts, else
             float32. A bfloat16 base in float32: each product widens its weight.
             meta: what a Meta folder does not say itself. mapped: leave matrices in their file (load_llama).
-            integer_products: whether int8 Linears round their input too, and multiply in integers; None: those that were
-            stored so do, a base rounded here is what its dense weights say.
+            integer_products: int8 Linears, stored so or rounded here, round their input too, and multiply in integers;
+            without it they are what their dense weights say.
     Raises: UsageError: no weights there. FormatError: broken files. CheckpointMismatch: changed files, another base.
     """
     if adapter is None and is_adapter(Path(path)):
@@ -150,7 +150,8 @@ def load(
         )
     dtype = _dtype(header, base, dtype)
     llama = load_llama(header, device, dtype, _rounding(base, dtype, mapped=mapped), mapped=mapped)
-    _set_products(llama, base is None if integer_products is None else integer_products)
+    if integer_products:
+        _multiply_in_integers(llama)
     model = LoadedModel(llama, tokenizer, header, notices)
     if adapter is not None:
         model.use_adapter(adapter)
@@ -177,16 +178,15 @@ def _rounding(base: Base | None, dtype: torch.dtype, *, mapped: bool) -> Callabl
     """What makes each block Linear of its dense weight; None: it stays dense, in `dtype`."""
     if base == "bfloat16" and dtype == torch.float32 and not mapped:
         return lambda weight_oi: NarrowLinear(weight_oi.to(torch.bfloat16))
-    kinds = {"int8": Int8Linear.from_dense, "nf4": Nf4Linear.from_dense}
+    kinds = {"int8": Int8WeightLinear.from_dense, "nf4": Nf4Linear.from_dense}
     return None if base is None else kinds.get(base)
 
 
-def _set_products(llama: Llama, in_integers: bool) -> None:
-    """Have every int8 Linear multiply in integers, or none."""
-    kind = Int8Linear if in_integers else Int8WeightLinear
+def _multiply_in_integers(llama: Llama) -> None:
+    """Have every int8 Linear round its input too."""
     for path, linear in named_linears(llama):
-        if isinstance(linear, Int8Linear) and type(linear) is not kind:
-            replace_linear(llama, path, kind(linear.weight, linear.scale))
+        if isinstance(linear, Int8WeightLinear):
+            replace_linear(llama, path, Int8Linear(linear.weight, linear.scale))
 
 
 def find_model(path: str | Path) -> Path:

@@ -11,9 +11,10 @@ from typing import Any
 from puna.arch.config import ModelConfig
 from puna.arch.modules import read_one_input
 from puna.arch.rope_scaling import NoScaling
+from puna.arch.rounding import ROUNDINGS, Rounding
 from puna.errors import FormatError, UsageError
 from puna.weights.checkpoint import CheckpointConfig
-from puna.weights.names import FusedEntry, Int8Entry, LinearEntry, LowRankEntry
+from puna.weights.names import CorrectedEntry, FusedEntry, LinearEntry, LowRankEntry, RoundedEntry
 from puna.weights.rope_json import read_rope_scaling, read_rope_theta, rope_to_json
 from puna.weights.strict_json import JsonObject
 
@@ -181,7 +182,12 @@ def _notices(record: JsonObject) -> tuple[str, ...]:
 def _puna_section(linears: Sequence[LinearEntry], record: Mapping[str, object] | None) -> dict[str, Any]:
     parts = {part: {"kind": kind} for part, kind in _PARTS.items()}
     origin = {} if record is None else {"compression": dict(record)}
-    return {"schema": 1, **parts, "linears": [asdict(entry) for entry in linears], **origin}
+    return {"schema": 1, **parts, "linears": [_written(entry) for entry in linears], **origin}
+
+
+def _written(entry: LinearEntry) -> dict[str, Any]:
+    """An entry as it stands in the file; what is None is left out."""
+    return {key: value for key, value in asdict(entry).items() if value is not None}
 
 
 def _read_puna_section(record: JsonObject, kind: str) -> tuple[tuple[LinearEntry, ...], Mapping[str, Any] | None]:
@@ -206,18 +212,32 @@ def _read_puna_section(record: JsonObject, kind: str) -> tuple[tuple[LinearEntry
 
 
 def _read_entry(entry: JsonObject) -> LinearEntry:
-    kind = entry.one_of("kind", ("low_rank", "fused", "int8"), expected="low_rank, fused or int8")
+    known = ("low_rank", "fused", "corrected", *ROUNDINGS)
+    kind = entry.one_of("kind", known, expected=", ".join(known))
     if kind == "fused":
-        entry.only("kind", "paths", "rank")
+        entry.only("kind", "paths", "rank", "factors")
         paths = entry.items("paths")
         if not (all(isinstance(path, str) for path in paths) and read_one_input(paths)):
             raise entry.refuse("paths", "two or more Linears of one layer that read the same input, in their order")
-        return FusedEntry(paths=tuple(paths), rank=entry.integer("rank"))
+        return FusedEntry(paths=tuple(paths), rank=entry.integer("rank"), factors=_factors(entry))
     path = entry.values.get("path")
     if not isinstance(path, str):
         raise entry.refuse("path", "the path of a Linear")
-    if kind == "int8":
-        entry.only("kind", "path")
-        return Int8Entry(path=path)
-    entry.only("kind", "path", "rank")
-    return LowRankEntry(path=path, rank=entry.integer("rank"))
+    if kind == "low_rank":
+        entry.only("kind", "path", "rank", "factors")
+        return LowRankEntry(path=path, rank=entry.integer("rank"), factors=_factors(entry))
+    if kind == "corrected":
+        entry.only("kind", "path", "base", "rank")
+        return CorrectedEntry(path=path, base=_rounding(entry, "base"), rank=entry.integer("rank"))
+    entry.only("kind", "path")
+    return RoundedEntry(path=path, kind=_rounding(entry, "kind"))
+
+
+def _factors(entry: JsonObject) -> Rounding | None:
+    """How factors are stored; None: dense."""
+    return _rounding(entry, "factors") if "factors" in entry.values else None
+
+
+def _rounding(entry: JsonObject, key: str) -> Rounding:
+    name = entry.one_of(key, ROUNDINGS, expected=", ".join(ROUNDINGS))
+    return next(rounding for rounding in ROUNDINGS if rounding == name)

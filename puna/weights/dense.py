@@ -8,11 +8,10 @@ from torch import Tensor
 from puna.arch.modules import EMBEDDING, HEAD
 from puna.errors import UsageError
 from puna.model.linears.adapter import Adapter
-from puna.model.linears.int8 import Int8Linear
-from puna.model.linears.kind import LinearKind
-from puna.model.linears.low_rank import LowRankLinear
+from puna.model.linears.kind import dense_weight
 from puna.weights.checkpoint import CheckpointHeader
-from puna.weights.names import ExpectedTensor, FusedEntry, Int8Entry, LowRankEntry, entry_of_each, expected_tensors
+from puna.weights.kinds import empty_linear
+from puna.weights.names import ExpectedTensor, entry_of_each, expected_tensors
 from puna.weights.stored import StoredTensors
 from puna.weights.tensor_header import BLOCKS
 from puna.weights.tensors import refuse_non_finite
@@ -59,22 +58,20 @@ class DenseTensors:
         return self._stored.mapped(self._parts[path])[0]
 
     def _part_of(self, path: str) -> ExpectedTensor:
-        """The stored tensor whose type a parameter takes: its own, U of two factors, a norm in place of codes."""
+        """The stored tensor whose type a parameter takes: its own, that of dense factors, a norm in place of codes."""
         module = path.removesuffix(".weight")
         if module not in self._entries:
             return self._parts[path]
-        return self._parts["norm.weight" if isinstance(self._entries[module], Int8Entry) else f"{module}.U"]
+        own = {"low_rank": "U", "fused": "U", "corrected": "L"}.get(self._entries[module].kind)
+        return self._parts.get(f"{module}.{own}", self._parts["norm.weight"])
 
     def _formed(self, module: str) -> Tensor:
-        def part(suffix: str, at: str = module) -> Tensor:
-            return self._stored[self._parts[f"{at}.{suffix}"]]
-
-        linear: LinearKind
-        match self._entries[module]:
-            case LowRankEntry():
-                linear = LowRankLinear(part("U"), part("V"))
-            case FusedEntry(paths=paths):
-                linear = LowRankLinear(part("U"), part("V", paths[0]))
-            case Int8Entry():
-                linear = Int8Linear(part("weight"), part("scale"))
-        return linear.dense_weight()
+        """A weight of its parts, the shared factor of a group among them."""
+        entry = self._entries[module]
+        d_out, d_in = self.shapes[f"{module}.weight"]
+        linear, tensors = empty_linear(entry, d_out, d_in), {}
+        for name in linear.state_dict():
+            own = f"{module}.{name}"
+            tensors[name] = self._stored[self._parts[own if own in self._parts else f"{entry.paths[0]}.{name}"]]
+        linear.load_state_dict(tensors, assign=True)
+        return dense_weight(linear)

@@ -10,22 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from puna.errors import UsageError
 from puna.files import staged_folder, write_json
 from puna.model.linears.fused import fused_paths
-from puna.model.linears.int8 import Int8Linear
-from puna.model.linears.kind import AnyLinear
-from puna.model.linears.low_rank import LowRankLinear
-from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.checkpoint import CheckpointConfig, CheckpointHeader
 from puna.weights.config_json import config_to_json
 from puna.weights.hf_folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
-from puna.weights.names import FusedEntry, Int8Entry, LinearEntry, LowRankEntry, expected_tensors
+from puna.weights.kinds import entry_of
+from puna.weights.names import FusedEntry, LinearEntry, LowRankEntry, expected_tensors
 from puna.weights.strict_json import read_object
 from puna.weights.tensors import TensorSpec, sorted_specs, spec_bytes, spec_of, write_safetensors
 
@@ -58,7 +54,7 @@ def save_folder(
             record: where the model came from; kept in the manifest, and in config.json if that has a `puna` section. Without
             it the base's own is kept where compressed Linears are.
             shard_bytes: more than this go into several files.
-    Raises: UsageError: an adapter is attached, a base in NF4.
+    Raises: UsageError: an adapter is attached.
     """
     linears = list(_entries(model))
     state = model.state_dict()
@@ -149,25 +145,9 @@ def _entries(model: Llama) -> Iterator[LinearEntry]:
     """What is not dense, in model order; a group that shares a factor stands where its first member does."""
     groups = {path: paths for paths in fused_paths(named_linears(model)) for path in paths}
     for path, linear in named_linears(model):
-        entry = _entry(path, linear)
+        entry = entry_of(path, linear)
         if isinstance(entry, LowRankEntry) and path in groups:
-            entry = FusedEntry(paths=groups[path], rank=entry.rank) if path == groups[path][0] else None
+            is_first = path == groups[path][0]
+            entry = FusedEntry(paths=groups[path], rank=entry.rank, factors=entry.factors) if is_first else None
         if entry is not None:
             yield entry
-
-
-def _entry(path: str, linear: AnyLinear) -> LinearEntry | None:
-    match linear:
-        case nn.Linear():
-            return None
-        case LowRankLinear():
-            return LowRankEntry(path=path, rank=linear.rank)
-        case Int8Linear():
-            return Int8Entry(path=path)
-        case Nf4Linear():
-            raise UsageError(
-                f"{path}: NF4 is not stored in a model, it is made while loading",
-                "store the model that it was quantised from, and load that with base nf4",
-            )
-        case _:
-            raise UsageError(f"{path}: {type(linear).__name__} cannot be stored in a model", "merge the adapter first")

@@ -74,7 +74,7 @@ def _check_tensors(folder: Path, stored: CheckpointConfig, tensors: tuple[Tensor
     unused = {path for entry in stored.linears for path in entry.paths}
     for expected in expected_tensors(stored.model, stored.linears, kind=stored.format):
         check_tensor(folder, expected, found.pop(expected.name, None))
-        unused.discard(expected.path.rpartition(".")[0])
+        unused.discard(expected.module)
     for path in unused:
         raise FormatError(folder / CONFIG_FILE, "puna.linears", "paths of this model's Linears", path)
     for name in found:

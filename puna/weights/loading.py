@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from puna.arch.modules import HEAD, LINEARS, linear_paths
 from puna.errors import FormatError, UsageError
 from puna.files import MANIFEST, sha256_file, verify_folder
-from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.blocks import BlockLinear
 from puna.model.linears.kind import AnyLinear, dense_weight
-from puna.model.linears.low_rank import LowRankLinear
 from puna.model.linears.narrow import NarrowLinear
 from puna.model.llama import Llama
 from puna.model.positions import rope_frequencies
 from puna.model.surgery import get_linear, replace_linear
 from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.headers import read_header
-from puna.weights.names import ExpectedTensor, FusedEntry, Int8Entry, LinearEntry, LowRankEntry, entry_of_each
+from puna.weights.kinds import empty_linear
+from puna.weights.names import ExpectedTensor, FusedEntry, entry_of_each
 from puna.weights.stored import StoredTensors
 from puna.weights.tensors import DTYPE_NAMES, refuse_non_finite
 
@@ -58,13 +58,14 @@ def load_llama(
     if mapped:
         _check_mapped(header, stored, torch.device(device), dtype, is_quantised=quantize is not None)
     shared = _SharedFactors(header)
-    for path, parts in groupby(header.expected(), key=lambda expected: expected.path.rpartition(".")[0]):
+    for path, parts in groupby(header.expected(), key=lambda expected: expected.module):
         is_quantised = quantize is not None and path.rpartition(".")[2] in LINEARS
         model.get_submodule(path).load_state_dict(
             _place(header, stored, parts, device, None if is_quantised else dtype, mapped=mapped) | shared.of(path),
             assign=True,
         )
         shared.keep(path, model)
+        _check_scales(header, path, model)
         if quantize is not None and is_quantised:
             replace_linear(model, path, quantize(_weight(get_linear(model, path))))
     if header.config.tied_embeddings:
@@ -108,8 +109,15 @@ def _place(
         wanted = tensor.dtype if dtype is None or is_left or not expected.is_converted else dtype
         moved = tensor.to(device, wanted, copy=dtype is not None and not is_left)
         refuse_non_finite(header.path, expected.name, moved)
-        placed[expected.path.rpartition(".")[2]] = moved
+        placed[expected.path.removeprefix(f"{expected.module}.")] = moved
     return placed
+
+
+def _check_scales(header: CheckpointHeader, path: str, model: Llama) -> None:
+    """Errors: FormatError: a block of codes whose scale is NaN or infinity."""
+    for linear in model.get_submodule(path).modules():
+        if isinstance(linear, BlockLinear):
+            refuse_non_finite(header.path, path, linear.scales())
 
 
 def _check_mapped(
@@ -130,7 +138,7 @@ def _check_mapped(
         kind, wanted = stored.dtype(expected), DTYPE_NAMES[dtype]
         if len(expected.shape) < 2:
             continue
-        is_widened = wanted == "F32" and kind in _NARROW and expected.path.rpartition(".")[0] not in in_parts
+        is_widened = wanted == "F32" and kind in _NARROW and expected.module not in in_parts
         if expected.is_converted and kind != wanted and not is_widened:
             hint = f"load it in {kind}, or convert it first: puna weights convert --dtype"
             raise FormatError(header.path, expected.name, f"{wanted}, to leave it in the file", kind, hint)
@@ -157,7 +165,7 @@ def _unfilled(header: CheckpointHeader) -> Llama:
         model = Llama(header.config)
         for path, entry in entry_of_each(header.stored.linears).items():
             dense = get_linear(model, path)
-            replace_linear(model, path, _empty(entry, dense.out_features, dense.in_features))
+            replace_linear(model, path, empty_linear(entry, dense.out_features, dense.in_features))
     return model
 
 
@@ -166,25 +174,24 @@ class _SharedFactors:
 
     def __init__(self, header: CheckpointHeader) -> None:
         self._groups = {entry.paths[0]: entry.paths for entry in header.stored.linears if isinstance(entry, FusedEntry)}
-        self._waiting: dict[str, nn.Parameter] = {}
+        self._waiting: dict[str, dict[str, Tensor]] = {}
 
     def of(self, path: str) -> dict[str, Tensor]:
         """What a Linear still lacks beside its own tensors."""
-        return {"V": self._waiting.pop(path)} if path in self._waiting else {}
+        return self._waiting.pop(path, {})
 
     def keep(self, path: str, model: Llama) -> None:
         """Remember what the Linear that was just read shares."""
-        linear = model.get_submodule(path)
-        if isinstance(linear, LowRankLinear):
-            self._waiting |= dict.fromkeys(self._groups.get(path, ())[1:], linear.V)
+        if path in self._groups:
+            factor = {
+                name: part for name, part in _tensors(model.get_submodule(path)).items() if name.split(".")[0] == "V"
+            }
+            self._waiting |= dict.fromkeys(self._groups[path][1:], factor)
 
 
-def _empty(entry: LinearEntry, d_out: int, d_in: int) -> AnyLinear:
-    match entry:
-        case LowRankEntry() | FusedEntry():
-            return LowRankLinear.empty(d_out, d_in, entry.rank)
-        case Int8Entry():
-            return Int8Linear(torch.empty(d_out, d_in, dtype=torch.int8), torch.empty(d_out, 1))
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers themselves, not copies cut loose as a state_dict's are."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
 def _weight(linear: AnyLinear) -> Tensor:

@@ -16,15 +16,17 @@ from typing import Literal
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import linear_path, linear_shapes
+from puna.arch.rounding import BLOCK_BYTES, BLOCK_NUMBERS, Rounding
 from puna.weights.tensor_header import BLOCKS, FLOATS
 
 __all__ = [
+    "CorrectedEntry",
     "ExpectedTensor",
     "Format",
     "FusedEntry",
-    "Int8Entry",
     "LinearEntry",
     "LowRankEntry",
+    "RoundedEntry",
     "entry_of_each",
     "expected_tensors",
     "from_hf",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 Format = Literal["hf", "puna", "meta", "gguf"]
-Shapes = dict[str, tuple[tuple[int, int], frozenset[str]]]
+Shapes = dict[str, tuple[tuple[int, ...], frozenset[str]]]
 
 _TOP = {
     "embed_tokens": ("tok_embeddings", "token_embd"),
@@ -83,13 +85,33 @@ def rotated_heads(config: ModelConfig, path: str) -> int | None:
     return config.n_kv_heads if path.endswith("k_proj.weight") else None
 
 
+def _rounded(rounding: str, d_out: int, d_in: int) -> Shapes:
+    """(shape, types) of the tensors of a weight of few bits, by their names."""
+    if rounding == "int8":
+        return {"weight": ((d_out, d_in), frozenset({"I8"})), "scale": ((d_out, 1), frozenset({"F32"}))}
+    if rounding == "nf4":
+        numbers, blocks = d_out * d_in, -(-d_out * d_in // 64)
+        codes: Shapes = {"codes": ((-(-numbers // 2),), frozenset({"U8"})), "maxima": ((blocks,), frozenset({"I8"}))}
+        return codes | {"scales": ((-(-blocks // 256),), frozenset({"F32"})), "mean": ((), frozenset({"F32"}))}
+    return {"codes": ((d_out, d_in // BLOCK_NUMBERS * BLOCK_BYTES[rounding]), frozenset({"U8"}))}
+
+
+def _factor(name: str, rounding: str | None, d_out: int, d_in: int) -> Shapes:
+    """A factor (d_out, d_in): dense, or of few bits below its name; U of few bits is stored as U^T."""
+    if rounding is None:
+        return {name: ((d_out, d_in), FLOATS)}
+    shape = (d_in, d_out) if name == "U" else (d_out, d_in)
+    return {f"{name}.{part}": found for part, found in _rounded(rounding, *shape).items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRankEntry:
-    """A Linear stored as two factors, W = U V."""
+    """A Linear stored as two factors, W = U V. factors: their rounding; None: dense."""
 
     path: str
     kind: Literal["low_rank"] = "low_rank"
     rank: int
+    factors: Rounding | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -98,29 +120,30 @@ class LowRankEntry:
 
     def tensors(self, _: str, d_out: int, d_in: int) -> Shapes:
         """(shape, types) of what stands under the path."""
-        return {"U": ((d_out, self.rank), FLOATS), "V": ((self.rank, d_in), FLOATS)}
+        return _factor("U", self.factors, d_out, self.rank) | _factor("V", self.factors, self.rank, d_in)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedEntry:
-    """Linears of one input that share a factor, W_i = U_i V; V is stored under the first of them."""
+    """Linears of one input that share a factor, W_i = U_i V; V is stored under the first of them. factors: as above."""
 
     paths: tuple[str, ...]
     kind: Literal["fused"] = "fused"
     rank: int
+    factors: Rounding | None = None
 
     def tensors(self, path: str, d_out: int, d_in: int) -> Shapes:
         """(shape, types) of what stands under one of the paths."""
-        shared: Shapes = {"V": ((self.rank, d_in), FLOATS)} if path == self.paths[0] else {}
-        return {"U": ((d_out, self.rank), FLOATS), **shared}
+        shared = _factor("V", self.factors, self.rank, d_in) if path == self.paths[0] else {}
+        return _factor("U", self.factors, d_out, self.rank) | shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Int8Entry:
-    """A Linear stored as int8 codes with one float32 scale for each output row."""
+class RoundedEntry:
+    """A Linear whose weight is stored in few bits; kind says how."""
 
     path: str
-    kind: Literal["int8"] = "int8"
+    kind: Rounding
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -129,10 +152,30 @@ class Int8Entry:
 
     def tensors(self, _: str, d_out: int, d_in: int) -> Shapes:
         """(shape, types) of what stands under the path."""
-        return {"weight": ((d_out, d_in), frozenset({"I8"})), "scale": ((d_out, 1), frozenset({"F32"}))}
+        return _rounded(self.kind, d_out, d_in)
 
 
-LinearEntry = LowRankEntry | FusedEntry | Int8Entry
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectedEntry:
+    """A Linear stored as a weight of few bits and two factors that correct it, W = Q + L R."""
+
+    path: str
+    kind: Literal["corrected"] = "corrected"
+    base: Rounding
+    rank: int
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where it stands."""
+        return (self.path,)
+
+    def tensors(self, _: str, d_out: int, d_in: int) -> Shapes:
+        """(shape, types) of what stands under the path."""
+        base = {f"base.{name}": part for name, part in _rounded(self.base, d_out, d_in).items()}
+        return {**base, "L": ((d_out, self.rank), FLOATS), "R": ((self.rank, d_in), FLOATS)}
+
+
+LinearEntry = LowRankEntry | FusedEntry | RoundedEntry | CorrectedEntry
 
 
 def entry_of_each(linears: Iterable[LinearEntry]) -> dict[str, LinearEntry]:
@@ -142,9 +185,13 @@ def entry_of_each(linears: Iterable[LinearEntry]) -> dict[str, LinearEntry]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedTensor:
-    """A tensor that a checkpoint must hold: where it goes, what it is called there, and what it may be."""
+    """A tensor that a checkpoint must hold: where it goes, what it is called there, and what it may be.
+
+    module: the part of the path that names the module to be filled, a Linear of whatever kind.
+    """
 
     path: str
+    module: str
     name: str
     shape: tuple[int, ...]
     dtypes: frozenset[str]
@@ -159,27 +206,28 @@ def expected_tensors(
     config: ModelConfig, linears: Sequence[LinearEntry] = (), *, kind: Format
 ) -> Iterator[ExpectedTensor]:
     """Every tensor of a checkpoint, in model order; lazily, so that a false number of layers costs nothing."""
-    for path, shape, dtypes in _stored(config, entry_of_each(linears)):
+    for module, suffix, shape, dtypes in _stored(config, entry_of_each(linears)):
         if kind == "gguf" and len(shape) > 1:
             dtypes = FLOATS | BLOCKS
-        yield ExpectedTensor(path=path, name=name_in(kind, path), shape=shape, dtypes=dtypes)
+        path = f"{module}.{suffix}"
+        yield ExpectedTensor(path=path, module=module, name=name_in(kind, path), shape=shape, dtypes=dtypes)
 
 
 def _stored(
     config: ModelConfig, entries: dict[str, LinearEntry]
-) -> Iterator[tuple[str, tuple[int, ...], frozenset[str]]]:
+) -> Iterator[tuple[str, str, tuple[int, ...], frozenset[str]]]:
     table = (config.vocab_size, config.dim)
-    yield "embed_tokens.weight", table, FLOATS
+    yield "embed_tokens", "weight", table, FLOATS
     for layer in range(config.n_layers):
         for name, (d_out, d_in) in linear_shapes(config).items():
             path = linear_path(layer, name)
             if path not in entries:
-                yield f"{path}.weight", (d_out, d_in), FLOATS
+                yield path, "weight", (d_out, d_in), FLOATS
                 continue
             for suffix, (shape, dtypes) in entries[path].tensors(path, d_out, d_in).items():
-                yield f"{path}.{suffix}", shape, dtypes
+                yield path, suffix, shape, dtypes
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"layers.{layer}.{norm}.weight", (config.dim,), FLOATS
-    yield "norm.weight", (config.dim,), FLOATS
+            yield f"layers.{layer}.{norm}", "weight", (config.dim,), FLOATS
+    yield "norm", "weight", (config.dim,), FLOATS
     if not config.tied_embeddings:
-        yield "lm_head.weight", table, FLOATS
+        yield "lm_head", "weight", table, FLOATS

@@ -8,7 +8,7 @@ from puna.adaptation.merge import merge
 from puna.adaptation.targets import attach, named_loras
 from puna.arch.modules import LINEARS
 from puna.model.linears.adapter import LoraSettings
-from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.surgery import named_linears, replace_linears
 from tests.fused import fuse
@@ -73,7 +73,7 @@ def test_bases_of_other_kinds_become_dense(tiny):
         return LowRankLinear(old.weight[:, :8].clone(), old.weight[:8].clone())
 
     replace_linears(tiny, ("q_proj",), factor)
-    replace_linears(tiny, ("up_proj",), lambda _, old: Int8Linear.from_dense(old.weight))
+    replace_linears(tiny, ("up_proj",), lambda _, old: Int8WeightLinear.from_dense(old.weight))
     trained(tiny)
     weights = {path: lora.dense_weight() for path, lora in named_loras(tiny)}
     merge(tiny)

@@ -16,7 +16,7 @@ from puna.arch.modules import EMBEDDING, HEAD, LINEARS, linear_shapes, match_lin
 from puna.errors import UsageError
 from puna.model.batch import Batch
 from puna.model.linears.adapter import LoraSettings
-from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.linears.nf4 import Nf4Linear
@@ -35,7 +35,7 @@ TRAINING = TrainingConfig(budget=StepBudget(steps=3))
 BASES = {
     "dense": None,
     "bfloat16": None,
-    "int8": lambda _, old: Int8Linear.from_dense(dense_weight(old)),
+    "int8": lambda _, old: Int8WeightLinear.from_dense(dense_weight(old)),
     "nf4": lambda _, old: Nf4Linear.from_dense(dense_weight(old)),
     "low rank": lambda _, old: LowRankLinear(old.weight.detach()[:, :8].clone(), old.weight.detach()[:8].clone()),
 }

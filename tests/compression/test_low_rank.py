@@ -20,7 +20,7 @@ from puna.compression.low_rank import (
     decompose_outputs,
     decompose_whitened,
 )
-from puna.compression.rounding import quantize_int8
+from puna.compression.rounding import round_linears
 from puna.compression.sizes import linear_bytes
 from puna.compression.statistics import collect_statistics
 from puna.model.llama import Llama
@@ -277,6 +277,6 @@ def test_int8_adds_at_most_a_hundredth_of_a_nat_to_a_real_model(real: tuple[Llam
     model, _, held_out = real
     held_out = held_out[::5]  # without instructions for it an integer product takes thirty times a float one's time
     rounded = copy.deepcopy(model)
-    quantize_int8(rounded)
+    round_linears(rounded, "int8")
     mean, half = mean_and_half_interval(window_nats(rounded, held_out) - window_nats(model, held_out))
     assert mean + half < 0.01

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from puna.arch.rounding import Rounding
 from puna.compression.sizes import stored_bytes
 from puna.errors import UsageError
 from puna.evaluation.perplexity import evaluate_text
@@ -17,6 +18,8 @@ from puna.jobs.load import load
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.show import show
+from puna.model.linears.rounded_low_rank import RoundedLowRankLinear
+from puna.model.surgery import named_linears
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.events import StepEvent
 
@@ -118,6 +121,11 @@ def test_means_of_heads_need_no_text_to_fit(world, runs: Path) -> None:
         ({"kv_heads": None, "pooling": "mean"}, "--pooling mean is of key-value heads"),
         ({"calibration": None}, "--kv-heads needs --calibration"),
         ({"calibration": None, "pooling": "mean", "healing": HEALING}, "--heal needs --calibration"),
+        ({"correction": "plain"}, "--correction plain is of what rounding loses"),
+        ({"residual_rank": 4}, "--residual-rank corrects what rounding loses"),
+        ({"residual_rank": 0, "quantize": "nf4"}, "--residual-rank: expected at least 1, got 0"),
+        ({"residual_rank": 4, "quantize": "nf4", "keep": 0.5}, "--residual-rank beside --keep"),
+        ({"residual_rank": 4, "quantize": "nf4", "kv_heads": None, "calibration": None}, "--residual-rank needs"),
     ],
 )
 def test_a_wrong_recipe_is_refused_by_name(world, given, said: str) -> None:
@@ -129,6 +137,35 @@ def test_heads_that_do_not_divide_leave_the_folder_free(world, runs: Path) -> No
     with pytest.raises(UsageError, match="kv_heads: expected a divisor of 2, got 3"):
         compress(recipe_for(world, kv_heads=3), runs / "a")
     assert compress(recipe_for(world, kv_heads=2), runs / "a").added_nats == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("to", ["int8", "nf4"])
+def test_bits_come_after_low_rank_and_are_judged_by_the_weights_alone(world, runs: Path, to: Rounding) -> None:
+    result = compress(recipe_for(world, kv_heads=None, keep=0.5, method="svd", quantize=to), runs / "a")
+    assert result.method == f"svd+{to}"
+    assert [lever.name for lever in result.levers] == ["low_rank", "bits"]
+    assert result.levers[1].bytes < result.levers[0].bytes
+    loaded = load(runs / "a")
+    assert show(runs / "a").linears["low_rank"] == 14
+    assert {type(linear) for _, linear in named_linears(loaded.llama)} == {RoundedLowRankLinear}
+    gained = [
+        evaluate_text(model.llama, model.tokenizer, world.judge.read_text()).nats_per_token
+        for model in (load(world.run), loaded)
+    ]
+    assert gained[1] - gained[0] == pytest.approx(result.added_nats, abs=1e-6)
+
+
+def test_a_correction_gives_back_what_rounding_lost(world, runs: Path) -> None:
+    alone = compress(recipe_for(world, kv_heads=None, quantize="nf4", calibration=None), runs / "a")
+    result = compress(recipe_for(world, kv_heads=None, quantize="nf4", residual_rank=16), runs / "b")
+    assert (alone.method, result.method) == ("nf4", "nf4+alternating")
+    assert abs(result.added_nats) < abs(alone.added_nats)
+    with pytest.raises(UsageError, match=r"layers\.0\.mlp\.down_proj: q8_0 expects a width .* got 176"):
+        compress(recipe_for(world, kv_heads=None, quantize="q8_0"), runs / "d")
+    assert alone.bytes_after < result.bytes_after < result.bytes_before
+    assert show(runs / "b").linears == {"corrected": 14}
+    plain = recipe_for(world, kv_heads=None, quantize="int8", residual_rank=4, correction="plain", calibration=None)
+    assert compress(plain, runs / "c").method == "int8+plain"
 
 
 def test_a_recipe_holds_its_heads(world, tmp_path: Path) -> None:

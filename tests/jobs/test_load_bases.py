@@ -16,7 +16,7 @@ from puna.adaptation.targets import adapter_of, attach, named_loras
 from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS
 from puna.arch.presets import find_preset
-from puna.compression.rounding import quantize_int8
+from puna.compression.rounding import round_linears
 from puna.errors import FormatError, UsageError
 from puna.jobs.convert import convert
 from puna.jobs.load import load
@@ -102,10 +102,10 @@ def test_a_bfloat16_base_multiplies_in_float32_where_that_is_asked_for(folders, 
 
 @torch.no_grad()
 def test_what_was_stored_in_int8_multiplies_as_asked(tiny: Llama, tmp_path: Path) -> None:
-    quantize_int8(tiny)
+    round_linears(tiny, "int8")
     save_folder(tiny, tmp_path / "a")
-    assert torch.equal(load(tmp_path / "a")(IDS), tiny(IDS))
-    weights_alone = load(tmp_path / "a", integer_products=False)
+    weights_alone = load(tmp_path / "a")
+    assert torch.equal(weights_alone(IDS), tiny(IDS))
     replace_linears(tiny, LINEARS, lambda _, old: dense_linear(dense_weight(old)))
     assert torch.equal(weights_alone(IDS), tiny(IDS))
     assert {type(linear) for _, linear in named_linears(load(tmp_path / "a", base="int8").llama)} == {Int8WeightLinear}
@@ -143,10 +143,13 @@ def test_blocks_of_a_gguf_are_quantised_from_what_they_stand_for(folders, tmp_pa
 @pytest.mark.parametrize("base", ["int8", "nf4"])
 @torch.no_grad()
 def test_what_was_stored_as_factors_or_int8_is_quantised_from_its_dense_weight(tiny, tmp_path: Path, base: str) -> None:
-    quantize_int8(tiny)
+    round_linears(tiny, "int8")
     replace_linear(tiny, "layers.1.self_attn.o_proj", LowRankLinear(torch.randn(64, 3), torch.randn(3, 64)))
     save_folder(tiny, tmp_path / "small")
-    assert {type(linear) for _, linear in named_linears(load(tmp_path / "small").llama)} == {Int8Linear, LowRankLinear}
+    assert {type(linear) for _, linear in named_linears(load(tmp_path / "small").llama)} == {
+        Int8WeightLinear,
+        LowRankLinear,
+    }
     torch.testing.assert_close(load(tmp_path / "small", base=base)(IDS), rounded(tiny, base)(IDS), rtol=1e-4, atol=1e-4)
 
 
@@ -214,9 +217,14 @@ def test_what_does_not_exist_or_fit_together_is_refused(folders) -> None:
     assert "nf4" in caught.value.hint
     with pytest.raises(UsageError, match=r"base bfloat16: expected products in torch\.bfloat16, got torch\.float16"):
         load(folder, base="bfloat16", dtype=torch.float16)
-    with pytest.raises(UsageError, match="NF4 is not stored") as caught:
-        save_folder(load(folder, base="nf4").llama, folder / "again")
-    assert "quantised from" in caught.value.hint
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+@torch.no_grad()
+def test_a_rounded_base_can_be_stored_as_it_is(folders, tmp_path: Path, base: str) -> None:
+    llama = load(folders(), base=base).llama
+    save_folder(llama, tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again", dtype=llama.norm.weight.dtype)(IDS), llama(IDS).float())
 
 
 WATCH = """

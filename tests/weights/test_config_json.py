@@ -1,5 +1,6 @@
 """config.json <-> ModelConfig: what we write we read, and what we do not compute is refused by its key."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from puna.arch.presets import PRESETS
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling
 from puna.errors import FormatError
 from puna.weights.config_json import config_from_json, config_to_json
-from puna.weights.names import FusedEntry, Int8Entry, LowRankEntry
+from puna.weights.names import CorrectedEntry, FusedEntry, LowRankEntry, RoundedEntry
 from puna.weights.strict_json import JsonObject
 
 LLAMA3 = {
@@ -150,9 +151,23 @@ def test_other_linears_are_listed_in_a_puna_section(factored):
     assert (stored.format, stored.linears) == ("puna", (LOW_RANK,))
     assert factored["puna"]["compression"] == {"keep": 0.5}
     int8 = {**factored, "puna": {**factored["puna"], "linears": [{"kind": "int8", "path": "layers.0.mlp.up_proj"}]}}
-    assert read(int8).linears == (Int8Entry(path="layers.0.mlp.up_proj"),)
+    assert read(int8).linears == (RoundedEntry(path="layers.0.mlp.up_proj", kind="int8"),)
     fused = {**factored, "puna": {**factored["puna"], "linears": [FUSED]}}
     assert read(fused).linears == (FusedEntry(paths=tuple(FUSED["paths"]), rank=3),)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        LowRankEntry(path="layers.0.mlp.up_proj", rank=3, factors="q8_0"),
+        FusedEntry(paths=tuple(FUSED["paths"]), rank=3, factors="nf4"),
+        RoundedEntry(path="layers.0.mlp.up_proj", kind="q4_0"),
+        CorrectedEntry(path="layers.0.mlp.up_proj", base="nf4", rank=16),
+    ],
+)
+def test_few_bits_are_listed_and_read_again(tiny_config, entry):
+    written = config_to_json(tiny_config, bos_id=0, eos_ids=[1], dtype="float32", linears=[entry])
+    assert read(json.loads(json.dumps(written))).linears == (entry,)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +180,9 @@ def test_other_linears_are_listed_in_a_puna_section(factored):
         ("colour", 1),
         ("linears", {}),
         ("linears", ["layers.0.mlp.up_proj"]),
-        ("linears", [{"kind": "nf4", "path": "layers.0.mlp.up_proj"}]),
+        ("linears", [{"kind": "nf3", "path": "layers.0.mlp.up_proj"}]),
+        ("factors", [{**FUSED, "factors": "nf3"}]),
+        ("base", [{"kind": "corrected", "path": "layers.0.mlp.up_proj", "base": "low_rank", "rank": 3}]),
         ("linears", [{"kind": "low_rank", "path": "layers.0.mlp.up_proj"}]),
         ("linears", [{"kind": "low_rank", "path": 3, "rank": 1}]),
         ("linears", [{"kind": "int8", "path": "a", "rank": 1}]),
@@ -184,4 +201,4 @@ def test_other_linears_are_listed_in_a_puna_section(factored):
 )
 def test_an_unknown_kind_or_schema_is_refused(factored, key, value):
     with pytest.raises(FormatError, match=key):
-        read({**factored, "puna": {**factored["puna"], key: value}})
+        read({**factored, "puna": {**factored["puna"], "linears" if isinstance(value, list) else key: value}})

@@ -12,7 +12,7 @@ from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from puna.errors import CheckpointMismatch, DiskFull, FormatError, UsageError
 from puna.model.block_quantization import dequantize_blocks, quantize_blocks
 from puna.model.linears.adapter import LoraSettings
-from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.surgery import named_linears, replace_linears
@@ -209,7 +209,7 @@ def test_an_adapter_is_folded_in_as_merging_does(build_llama, source, convert):
 def test_factors_and_codes_become_dense(tiny, source, convert, to):
     def build(path, old):
         if path.endswith("up_proj"):
-            return Int8Linear.from_dense(dense_weight(old))
+            return Int8WeightLinear.from_dense(dense_weight(old))
         return LowRankLinear(old.weight.detach()[:, :5], old.weight.detach()[:5])
 
     replace_linears(tiny, ("q_proj", "up_proj"), build)

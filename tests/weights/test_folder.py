@@ -10,13 +10,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from puna.adaptation.targets import attach
 from puna.arch.modules import LINEARS
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from puna.arch.rounding import ROUNDINGS
+from puna.compression.residual import correct
+from puna.compression.rounding import round_linears
+from puna.compression.sizes import stored_parameters
 from puna.errors import CheckpointMismatch, FormatError, UsageError
 from puna.files import MANIFEST
 from puna.model.linears.adapter import LoraSettings
-from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
-from puna.model.surgery import get_linear, named_linears, replace_linears
+from puna.model.surgery import get_linear, named_linears, replace_linear, replace_linears
+from puna.weights.conversion import convert_checkpoint
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
 from puna.weights.loading import load_llama, weights_sha256
@@ -57,7 +62,7 @@ def greedy(forward, prompt, tokens):
 def factor(model, rank=5):
     def build(path, old):
         if path.endswith("up_proj"):
-            return Int8Linear.from_dense(dense_weight(old))
+            return Int8WeightLinear.from_dense(dense_weight(old))
         return LowRankLinear(old.weight.detach()[:, :rank], old.weight.detach()[:rank])
 
     replace_linears(model, ("q_proj", "up_proj", "down_proj"), build)
@@ -66,7 +71,7 @@ def factor(model, rank=5):
 
 def fuse_and_round(model):
     fuse(model)
-    replace_linears(model, ("down_proj",), lambda _, old: Int8Linear.from_dense(dense_weight(old)))
+    replace_linears(model, ("down_proj",), lambda _, old: Int8WeightLinear.from_dense(dense_weight(old)))
     return model
 
 
@@ -183,7 +188,7 @@ def test_a_shared_factor_is_stored_once_and_read_as_shared(tiny, tmp_path, dtype
 
 def test_what_shares_a_factor_with_none_is_plain_low_rank(tiny, tmp_path):
     model = fuse(tiny)
-    replace_linears(model, ("gate_proj", "v_proj"), lambda _, old: Int8Linear.from_dense(dense_weight(old)))
+    replace_linears(model, ("gate_proj", "v_proj"), lambda _, old: Int8WeightLinear.from_dense(dense_weight(old)))
     save_folder(model, tmp_path / "a")
     listed = json.loads((tmp_path / "a" / "config.json").read_text())["puna"]["linears"]
     kinds = {entry.get("path", " ".join(entry.get("paths", ()))): entry["kind"] for entry in listed}
@@ -310,3 +315,37 @@ def test_loading_draws_no_random_numbers(tiny, tmp_path):
     before = torch.get_rng_state()
     load_llama(tmp_path / "a")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("to", ROUNDINGS)
+def test_few_bits_come_back_as_they_were_and_become_dense(build_llama, tmp_path, to):
+    model = fuse(build_llama(ffn_dim=192))
+    o_proj = get_linear(model, "layers.0.self_attn.o_proj")
+    replace_linear(model, "layers.0.self_attn.o_proj", correct(dense_weight(o_proj), to, 4, "plain")[0])
+    kept = get_linear(model, "layers.0.self_attn.o_proj")
+    round_linears(model, to)
+    replace_linear(model, "layers.0.self_attn.o_proj", kept)
+    save_folder(model, tmp_path / "a")
+    loaded = load_llama(tmp_path / "a")
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    assert_equal_logits(loaded, model, tolerance=0)
+    gate, up = (get_linear(loaded, f"layers.1.mlp.{name}_proj") for name in ("gate", "up"))
+    assert next(gate.V.buffers()) is next(up.V.buffers())
+    save_folder(loaded, tmp_path / "b")
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+    assert read_header(tmp_path / "a").parameters == stored_parameters(model)
+    convert_checkpoint(read_header(tmp_path / "a"), tmp_path / "hf", "hf")
+    dense = load_llama(tmp_path / "hf")
+    for path, linear in named_linears(model):
+        assert torch.equal(dense_weight(get_linear(dense, path)), dense_weight(linear)), path
+
+
+def test_a_block_whose_scale_is_no_number_is_refused(build_llama, tmp_path):
+    model = build_llama(ffn_dim=192)
+    round_linears(model, "q8_0")
+    get_linear(model, "layers.1.mlp.up_proj").codes[3, :2] = torch.tensor([0x00, 0x7E], dtype=torch.uint8)
+    save_folder(model, tmp_path / "a")
+    with pytest.raises(FormatError, match=r"layers\.1\.mlp\.up_proj"):
+        load_llama(tmp_path / "a")

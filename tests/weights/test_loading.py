@@ -16,7 +16,7 @@ from puna.errors import FormatError, UsageError
 from puna.files import sha256_file
 from puna.model.batch import Batch
 from puna.model.linears.adapter import LoraSettings
-from puna.model.linears.int8 import Int8Linear
+from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
@@ -87,7 +87,7 @@ def test_training_beside_mapped_weights_leaves_them_and_the_file_as_they_are(bui
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_stored_codes_are_mapped_too(build_llama, tmp_path) -> None:
     model = build_llama()
-    replace_linears(model, LINEARS, lambda _, old: Int8Linear.from_dense(dense_weight(old)))
+    replace_linears(model, LINEARS, lambda _, old: Int8WeightLinear.from_dense(dense_weight(old)))
     save_folder(model, tmp_path / "a")
     mapped = load_llama(tmp_path / "a", mapped=True)
     assert all(is_mapped(tensor) for _, linear in named_linears(mapped) for tensor in linear.buffers())
@@ -107,9 +107,9 @@ def test_a_shared_factor_is_mapped_once(tiny, tmp_path) -> None:
 
 def test_a_base_of_shared_factors_is_rounded_as_its_dense_weights_are(tiny, tmp_path) -> None:
     save_folder(fuse(tiny), tmp_path / "a")
-    rounded = load_llama(tmp_path / "a", quantize=Int8Linear.from_dense)
+    rounded = load_llama(tmp_path / "a", quantize=Int8WeightLinear.from_dense)
     for (path, linear), (_, old) in zip(named_linears(rounded), named_linears(tiny), strict=True):
-        assert torch.equal(dense_weight(linear), dense_weight(Int8Linear.from_dense(dense_weight(old)))), path
+        assert torch.equal(dense_weight(linear), dense_weight(Int8WeightLinear.from_dense(dense_weight(old)))), path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -143,7 +143,7 @@ def test_what_would_need_a_copy_is_refused(tiny, tmp_path) -> None:
     ):
         load_llama(tmp_path / "a", dtype=torch.bfloat16, mapped=True)
     with pytest.raises(UsageError, match="expected weights as they are stored, got a base to quantise"):
-        load_llama(tmp_path / "a", quantize=Int8Linear.from_dense, mapped=True)
+        load_llama(tmp_path / "a", quantize=Int8WeightLinear.from_dense, mapped=True)
     with pytest.raises(UsageError, match="expected the CPU, got cuda"):
         load_llama(tmp_path / "a", "cuda", mapped=True)
     header = read_header(tmp_path / "a")

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from puna.arch.modules import parameter_count
-from puna.weights.names import FusedEntry, Int8Entry, LowRankEntry, expected_tensors, from_hf, to_hf
+from puna.weights.names import FusedEntry, LowRankEntry, RoundedEntry, expected_tensors, from_hf, to_hf
 
 PATH = "layers.1.self_attn.k_proj"
 
@@ -27,7 +27,7 @@ def test_names_and_paths_are_inverses(tiny_config):
 
 
 def test_other_linears_stand_under_their_path_and_the_puna_prefix(tiny_config):
-    entries = (LowRankEntry(path=PATH, rank=5), Int8Entry(path="layers.0.mlp.up_proj"))
+    entries = (LowRankEntry(path=PATH, rank=5), RoundedEntry(path="layers.0.mlp.up_proj", kind="int8"))
     found = {tensor.name: tensor for tensor in expected_tensors(tiny_config, entries, kind="puna")}
     assert all(name.startswith("puna.") for name in found)
     assert found[f"puna.{PATH}.U"].shape == (32, 5)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from puna.model.linears.kind import AnyLinear
 from puna.model.linears.low_rank import LowRankLinear
+from puna.model.linears.rounded_low_rank import RoundedLowRankLinear
 
 __all__ = ["fused_linears", "fused_paths"]
 
@@ -30,6 +31,7 @@ def fused_paths(linears: Iterable[tuple[str, AnyLinear]]) -> Iterator[tuple[str,
     """The paths of each group that shares a V, of two or more, in the order given. Args: linears: by path."""
     members: dict[Tensor, list[str]] = {}
     for path, linear in linears:
-        if isinstance(linear, LowRankLinear):
-            members.setdefault(linear.V, []).append(path)
+        if isinstance(linear, LowRankLinear | RoundedLowRankLinear):
+            V = linear.V if isinstance(linear.V, Tensor) else next(linear.V.buffers())
+            members.setdefault(V, []).append(path)
     yield from (tuple(paths) for paths in members.values() if len(paths) > 1)

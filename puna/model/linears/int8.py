@@ -7,14 +7,13 @@ dx is as if x were not rounded. Integers are faster where a processor has instru
 Source: Dettmers et al. 2022, arXiv:2208.07339, without its outlier path; docs/math.md 1.17.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from puna.model.linears.dequantised import dequantised_product
-from puna.model.linears.kind import LinearKind
+from puna.model.linears.dequantised import DequantisedLinear
 from puna.model.quantization import dequantize_rows_int8, quantize_rows_int8
 
 __all__ = ["Int8Linear", "Int8WeightLinear"]
@@ -23,8 +22,8 @@ _MULTIPLE = 8  # CUDA's integer product wants sizes in eights and at least 17 ro
 _SLICE = 1 << 20  # numbers rounded at a time: temporaries of a large weight stay below 25 MB
 
 
-class Int8Linear(LinearKind):
-    """A frozen weight in a quarter of float32's bytes; the gradient of its input passes straight through the rounding."""
+class Int8WeightLinear(DequantisedLinear):
+    """A frozen weight in a quarter of float32's bytes; the input stays as it is."""
 
     weight: Tensor
     scale: Tensor
@@ -35,17 +34,12 @@ class Int8Linear(LinearKind):
         self.register_buffer("weight", weight_oi)
         self.register_buffer("scale", scale_o1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Args: x (..., d_in). Returns: (..., d_out) in x's dtype."""
-        y_No: Tensor = _RoundedProduct.apply(x.reshape(-1, self.in_features), self.weight, self.scale)
-        return y_No.view(*x.shape[:-1], self.out_features)
-
-    def dense_weight(self) -> Tensor:
-        """The float32 weight that the codes stand for, (d_out, d_in)."""
-        return dequantize_rows_int8(self.weight, self.scale)
+    def widen(self, dtype: torch.dtype, *stored: Tensor) -> Tensor:
+        """The weight (d_out, d_in) in a type."""
+        return dequantize_rows_int8(*stored).to(dtype)
 
     @classmethod
-    def from_dense(cls, weight_oi: Tensor) -> "Int8Linear":
+    def from_dense(cls, weight_oi: Tensor) -> Self:
         """Round a weight of any float type, on its device, some rows at a time: float32 copies of the whole would be larger
         than it is.
         """
@@ -58,12 +52,13 @@ class Int8Linear(LinearKind):
         return cls(codes, scale)
 
 
-class Int8WeightLinear(Int8Linear):
-    """The same codes and scales, the input left as it is: it computes what its dense weight does."""
+class Int8Linear(Int8WeightLinear):
+    """The same codes and scales, multiplied in integers; the gradient of the input passes straight through its rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (..., d_in). Returns: (..., d_out) in x's dtype, or autocast's."""
-        return dequantised_product(x, _dense, self.weight, self.scale)
+        """Args: x (..., d_in). Returns: (..., d_out) in x's dtype."""
+        y_No: Tensor = _RoundedProduct.apply(x.reshape(-1, self.in_features), self.weight, self.scale)
+        return y_No.view(*x.shape[:-1], self.out_features)
 
 
 class _RoundedProduct(torch.autograd.Function):
@@ -80,10 +75,6 @@ class _RoundedProduct(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         weight_oi = dequantize_rows_int8(*ctx.saved_tensors)
         return upstream[0] @ weight_oi.to(upstream[0].dtype), None, None
-
-
-def _dense(dtype: torch.dtype, weight_oi: Tensor, scale_o1: Tensor) -> Tensor:
-    return dequantize_rows_int8(weight_oi, scale_o1).to(dtype)
 
 
 def _integer_product(x_Ni: Tensor, weight_oi: Tensor) -> Tensor:
