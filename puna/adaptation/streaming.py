@@ -23,6 +23,7 @@ from puna.arch.modules import EMBEDDING, LINEARS, linear_path
 from puna.errors import UsageError
 from puna.model.attention import KeyValueStore
 from puna.model.block import Block
+from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.group import dense_products
 from puna.model.linears.lora import LoraEmbedding, LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
@@ -55,6 +56,10 @@ def stream_layers(
     place = torch.device(device)
     pinned = place.type == "cuda" if pinned is None else pinned
     _check(model, count, place, embedding=embedding, pinned=pinned)
+    if embedding and isinstance(model.embed_tokens, FactoredEmbedding):
+        raise UsageError(
+            "streamed_embedding: expected a dense table, got a factored one", "leave it on the device: it is small"
+        )
     first = model.config.n_layers - count
     layers = [_layer(model, index, place, pinned=pinned) for index in range(first, model.config.n_layers)]
     left = [weight for layer in layers for weight in layer]

@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from puna.arch.modules import ADAPTABLE, EMBEDDING, match_targets, target_paths
+from puna.arch.modules import ADAPTABLE, EMBEDDING, HEAD, match_targets, target_paths
 from puna.errors import CheckpointMismatch, UsageError
+from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.adapter import Adapter, LoraOverride, LoraSettings
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.lora import DoraLinear, LoraEmbedding, LoraLinear, lora_linear
@@ -33,6 +34,11 @@ def attach(model: Llama, settings: LoraSettings, seed: int) -> None:
             adapter already attached. The model is then unchanged.
     """
     match_targets(",".join(settings.targets))
+    if isinstance(model.embed_tokens, FactoredEmbedding) and not {EMBEDDING, HEAD}.isdisjoint(settings.targets):
+        raise UsageError(
+            f"{EMBEDDING}, {HEAD}: expected dense tables, got factored ones",
+            "adapt the blocks, or train every weight (--full)",
+        )
     for path, _ in named_loras(model):
         raise UsageError(f"{path}: an adapter is attached already", "merge it first")
     _check_settings(model, settings)

@@ -27,6 +27,9 @@ def compress(
     allocation: Literal["uniform", "greedy"] | None = None,
     kv_heads: int | None = None,
     pooling: Literal["joint", "aligned", "mean"] | None = None,
+    embedding_rank: int | None = None,
+    embedding_tables: Literal["both", "input", "head"] | None = None,
+    embedding_metric: Literal["two-sided", "frequency", "plain"] | None = None,
     quantize: Literal["int8", "nf4", "q8_0", "q4_0"] | None = None,
     residual_rank: int | None = None,
     correction: Literal["plain", "loftq", "whitened", "alternating"] | None = None,
@@ -56,6 +59,10 @@ def compress(
         kv_heads: key-value heads of every layer, a divisor of those there are; the cache shrinks as they do.
         pooling: how heads become fewer: by what scores and outputs lose (joint), turned to each other and averaged (aligned),
             or averaged (mean).
+        embedding_rank: directions that the input table and the head keep; a tied pair stays tied.
+        embedding_tables: which of the two, where they are not tied.
+        embedding_metric: the best directions for the weights alone (plain), weighed by how often tokens occur (frequency), and by
+            what the loss feels and the head reads (two-sided).
         quantize: weights and factors in few bits, the last step of all.
         residual_rank: beside each rounded weight factors of this rank that give back what rounding lost, as far as they can.
         correction: what the factors make least: the weight's error, once (plain) or in turns (loftq), or that of the outputs
@@ -80,13 +87,16 @@ def compress(
     if frontier:
         refuse_beside_frontier(
             keep=keep, allocation=allocation, kv_heads=kv_heads, pooling=pooling, quantize=quantize,
-            residual_rank=residual_rank, correction=correction, recipe=recipes.recipe, set=recipes.settings or None,
+            residual_rank=residual_rank, correction=correction, embedding_rank=embedding_rank,
+            embedding_tables=embedding_tables, embedding_metric=embedding_metric, recipe=recipes.recipe,
+            set=recipes.settings or None,
         )  # fmt: skip
         show_frontier(model, out, calibration, method or "auto", evaluate, healing, device, is_json=json)
         return
     recipe = compress_recipe(
         model=model, calibration=calibration, method=method, keep=keep, allocation=allocation, kv_heads=kv_heads,
         pooling=pooling, quantize=quantize, residual_rank=residual_rank, correction=correction, evaluate=evaluate,
+        embedding_rank=embedding_rank, embedding_tables=embedding_tables, embedding_metric=embedding_metric,
         recipe=recipes.recipe, settings=recipes.settings, training=healing,
     )  # fmt: skip
     with compression_progress() as cutting, training_progress("healing") as steps:

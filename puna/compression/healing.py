@@ -12,6 +12,7 @@ import copy
 import torch
 
 from puna.model.batch import Batch
+from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
 from puna.model.loss import Nats, chunked_kl
@@ -41,11 +42,11 @@ def shared_copy(model: Llama) -> Llama:
 
 
 def train_factors(model: Llama) -> int:
-    """Let the low-rank factors learn and nothing else; return how many numbers that is."""
+    """Let the low-rank factors learn, the tables' among them, and nothing else; return how many numbers that is."""
     model.requires_grad_(requires_grad=False)
-    factors = [linear for _, linear in named_linears(model) if isinstance(linear, LowRankLinear)]
-    for linear in factors:
-        linear.requires_grad_(requires_grad=True)
+    for module in (model.embed_tokens, model.lm_head, *(linear for _, linear in named_linears(model))):
+        if isinstance(module, LowRankLinear | FactoredEmbedding):
+            module.requires_grad_(requires_grad=True)
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 

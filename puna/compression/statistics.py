@@ -40,6 +40,8 @@ __all__ = [
     "TwoSidedStatistics",
     "collect_statistics",
     "collect_two_sided_statistics",
+    "differentiate",
+    "frozen",
     "too_few_tokens",
     "watched",
 ]
@@ -112,9 +114,9 @@ def collect_two_sided_statistics(
         for name, paths in groups.items()
         for member, path in enumerate(paths)
     }
-    with torch.enable_grad(), _frozen(model), watched(model, _see_inputs(model, inputs), see_gradients):
+    with torch.enable_grad(), frozen(model), watched(model, _see_inputs(model, inputs), see_gradients):
         for ids_BT in windows:
-            _differentiate(model, ids_BT.to(device), generator)
+            differentiate(model, ids_BT.to(device), generator)
     grams, magnitudes, tokens = _input_results(model, inputs)
     outputs: dict[str, Tensor] = {}
     for name, paths in groups.items():
@@ -142,7 +144,7 @@ def too_few_tokens(config: ModelConfig, tokens: int, *, damped: bool = False) ->
     )
 
 
-def _differentiate(model: Llama, ids_BT: Tensor, generator: torch.Generator | None) -> None:
+def differentiate(model: Llama, ids_BT: Tensor, generator: torch.Generator | None) -> None:
     """Forward and backward over some windows; the graph ends with this call."""
     hidden_BTD = model.hidden(ids_BT)
     if generator is None:
@@ -283,7 +285,7 @@ def _see_inputs(model: Llama, inputs: Mapping[str, InputSum]) -> dict[str, Calla
 
 
 @contextmanager
-def _frozen(model: Llama) -> Iterator[None]:
+def frozen(model: Llama) -> Iterator[None]:
     """No weight asks for a gradient meanwhile."""
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     try:

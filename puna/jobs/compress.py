@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from puna.compression.embeddings import collect_table_statistics, factor_tables
 from puna.compression.fewer_heads import attention_grams, pool_key_value_heads
 from puna.compression.healing import teacher, train_everything, train_factors
 from puna.compression.rounding import Residual, round_linears
@@ -186,6 +187,10 @@ def _shrink(
             allocation = recipe.allocation or usual_allocation(recipe.method)
             factored = factorise(model, recipe.method, recipe.wanted, allocation, windows)
         judge.add("low_rank")
+    if recipe.embedding_rank is not None:
+        statistics = None if recipe.embedding_metric == "plain" else collect_table_statistics(model, windows)
+        factor_tables(model, recipe.embedding_rank, statistics, recipe.embedding_metric, recipe.embedding_tables)
+        judge.add("embeddings")
     if dense is not None:
         (train_everything if recipe.everything_learns else train_factors)(model)
         healed = healing(dense)
@@ -251,6 +256,8 @@ def _method(recipe: CompressRecipe) -> str:
     parts: list[str] = [] if recipe.kv_heads is None else [recipe.pooling]
     if recipe.wanted is not None:
         parts.append("kfac" if recipe.method == "auto" else recipe.method)
+    if recipe.embedding_rank is not None:
+        parts.append(f"tables {recipe.embedding_metric}")
     if recipe.quantize is not None:
         parts.append(recipe.quantize)
     if recipe.residual_rank is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.arch.rounding import Rounding
+from puna.compression.embeddings import TableMetric, Tables
 from puna.compression.heads import Pooling
 from puna.compression.residual import Correction
 from puna.errors import UsageError
@@ -35,6 +36,7 @@ class CompressRecipe:
 
     allocation: how it is shared out; None: `greedy` for method auto, `uniform` for a method by its name.
     kv_heads: key-value heads of every layer, made of those there are by `pooling`; None: they stay as they are.
+    embedding_rank: directions that `embedding_tables` keep, the best in `embedding_metric`.
     quantize: the format of few bits, the last of all. residual_rank: the rank that corrects what rounding lost, by `correction`.
     healing: how what is left learns afterwards, on the calibration text; None: it does not.
     """
@@ -46,6 +48,9 @@ class CompressRecipe:
     allocation: Allocation | None = None
     kv_heads: int | None = None
     pooling: Pooling = "joint"
+    embedding_rank: int | None = None
+    embedding_tables: Tables = "both"
+    embedding_metric: TableMetric = "two-sided"
     quantize: Rounding | None = None
     residual_rank: int | None = None
     correction: Correction = "alternating"
@@ -58,10 +63,16 @@ class CompressRecipe:
         if self.allocation == "greedy" and self.calibration is None:
             raise UsageError("--allocation greedy needs --calibration", "what a matrix is worth is measured on it")
         self._check_residual()
+        for name in ("tables", "metric"):
+            value = getattr(self, f"embedding_{name}")
+            if self.embedding_rank is None and value not in ("both", "two-sided"):
+                raise UsageError(f"--embedding-{name} {value} is of factored tables", "add --embedding-rank K")
         if self.pooling != "joint" and self.kv_heads is None:
             raise UsageError(f"--pooling {self.pooling} is of key-value heads", "add --kv-heads N")
         if self.needs_calibration and self.calibration is None:
-            needy = "--kv-heads" if self.kv_heads is not None else "--residual-rank"
+            needy = "--kv-heads" if self.kv_heads is not None else "--embedding-rank"
+            if self.correction_reads:
+                needy = "--residual-rank"
             if self.wanted is not None:
                 needy = f"--method {self.method}"
             raise UsageError(f"{needy} needs --calibration", "name a text of the kind the model will see")
@@ -75,12 +86,14 @@ class CompressRecipe:
         """Whether something is fitted to a text."""
         if (self.kv_heads is not None and self.pooling != "mean") or self.correction_reads:
             return True
+        if self.embedding_rank is not None and self.embedding_metric != "plain":
+            return True
         return self.wanted is not None and (self.method != "svd" or self.allocation == "greedy")
 
     @property
     def wanted(self) -> float | None:
         """The kept share of the block Linears; None: they are not factorised. 0.8 where no other lever is named."""
-        is_alone = (self.quantize is None and self.kv_heads is None) or self._names_low_rank
+        is_alone = (self.quantize, self.kv_heads, self.embedding_rank) == (None, None, None) or self._names_low_rank
         return _DEFAULT_KEEP if self.keep is None and is_alone else self.keep
 
     @property
@@ -91,7 +104,7 @@ class CompressRecipe:
     @property
     def everything_learns(self) -> bool:
         """Whether healing trains all weights, since there are no factors."""
-        return self.wanted is None
+        return self.wanted is None and self.embedding_rank is None
 
     @property
     def _names_low_rank(self) -> bool:
@@ -110,11 +123,11 @@ class CompressRecipe:
             raise UsageError(f"--residual-rank: expected at least 1, got {self.residual_rank}", "16 is usual")
 
     def _check_healing(self, healing: TrainingConfig) -> None:
-        if self.wanted is None and self.kv_heads is None:
+        if (self.wanted, self.kv_heads, self.embedding_rank) == (None, None, None):
             raise UsageError("--heal beside --quantize alone: codes do not learn", "choose one of them")
         if self.calibration is None:
             raise UsageError("--heal needs --calibration", "the factors learn from it what the dense model predicts")
-        if self.wanted == 1:
+        if self.wanted == 1 and self.embedding_rank is None:
             raise UsageError("--heal beside --keep 1: every matrix stays dense", "keep less, or leave out --heal")
         check_healing(healing)
 

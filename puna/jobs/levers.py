@@ -16,7 +16,7 @@ from puna.tokens.tokenizer import Tokenizer
 
 __all__ = ["Judge", "Lever", "LeverName", "cache_bytes", "levers_section"]
 
-LeverName = Literal["kv_heads", "low_rank", "healing", "bits"]
+LeverName = Literal["kv_heads", "low_rank", "embeddings", "healing", "bits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from puna.arch.modules import LINEARS, linear_paths, read_one_input
+from puna.arch.modules import EMBEDDING, HEAD, LINEARS, linear_paths, read_one_input
+from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.fused import fused_linears
 from puna.model.linears.kind import AnyLinear, LinearKind
 from puna.model.llama import Llama
 
-__all__ = ["get_linear", "named_linears", "replace_group", "replace_linear", "replace_linears"]
+__all__ = ["get_linear", "named_linears", "replace_group", "replace_linear", "replace_linears", "replace_tables"]
 
 
 def get_linear(model: Llama, path: str) -> AnyLinear:
@@ -44,3 +45,17 @@ def replace_linears(model: Llama, names: tuple[str, ...], build: Callable[[str, 
     """Replace each named Linear by what `build(path, old)` makes of it."""
     for path, old in named_linears(model, names):
         replace_linear(model, path, build(path, old))
+
+
+def replace_tables(model: Llama, table: nn.Module | None = None, head: AnyLinear | None = None) -> None:
+    """Put another input table, another head or both into a model. A tied head is made to read the table again."""
+    if table is not None:
+        setattr(model, EMBEDDING, table)
+    if head is not None:
+        assert not model.config.tied_embeddings, "a tied head follows its table"
+        setattr(model, HEAD, head)
+    if model.config.tied_embeddings:
+        if isinstance(model.embed_tokens, FactoredEmbedding):
+            setattr(model, HEAD, model.embed_tokens.head())
+        else:
+            model.lm_head.weight = model.embed_tokens.weight

@@ -70,6 +70,7 @@ CHINESE_COMPRESSION = {
     "pulled.caption": "缓存保存对话中每个词元的键和值，用模型计算的类型。",
     "pulled.kv_heads": "更少的键值头",
     "pulled.low_rank": "低秩",
+    "pulled.embeddings": "更小的嵌入与输出头",
     "pulled.healing": "修复训练",
     "pulled.bits": "更少的位",
     "pulled.column.lever": "手段",

@@ -75,6 +75,7 @@ ENGLISH_COMPRESSION = {
     "pulled.caption": "The cache holds keys and values of every token of a conversation, in the type that the model computes in.",
     "pulled.kv_heads": "fewer key-value heads",
     "pulled.low_rank": "low rank",
+    "pulled.embeddings": "smaller embedding and head",
     "pulled.healing": "healing",
     "pulled.bits": "fewer bits",
     "pulled.column.lever": "Lever",

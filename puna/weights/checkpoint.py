@@ -6,7 +6,7 @@ it. Format: docs/formats.md 0.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ __all__ = ["CheckpointConfig", "CheckpointHeader", "check_tensor", "file_inside"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
-    """The model, its special ids, and `linears`: what is not stored as one dense matrix.
+    """The model, its special ids, and `linears`: what is not stored as one dense matrix; embedding_rank: of a factored table.
 
     dtype: the file's own word. compression: how and from what the model was made smaller, where that is recorded.
     """
@@ -36,6 +36,11 @@ class CheckpointConfig:
     notices: tuple[str, ...]
     pad_id: int | None = None
     compression: Mapping[str, Any] | None = None
+    embedding_rank: int | None = None
+
+    def expected(self) -> Iterator[ExpectedTensor]:
+        """Every tensor that there must be, in model order."""
+        return expected_tensors(self.model, self.linears, self.embedding_rank, kind=self.format)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +78,13 @@ class CheckpointHeader:
     @property
     def parameters(self) -> int:
         """Numbers that the model holds (codes and factors as they are)."""
-        if not self.stored.linears:
+        if not self.stored.linears and self.stored.embedding_rank is None:
             return parameter_count(self.config)
         return sum(math.prod(expected.shape) for expected in self.expected())
 
     def expected(self) -> list[ExpectedTensor]:
         """Where each tensor goes. Duplicates of a tied head and other left-overs have no place."""
-        return list(expected_tensors(self.config, self.stored.linears, kind=self.stored.format))
+        return list(self.stored.expected())
 
 
 def check_tensor(place: Path, expected: ExpectedTensor, tensor: TensorHeader | None) -> None:

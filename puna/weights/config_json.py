@@ -27,7 +27,6 @@ _PARTS = {
     "position": "rope",
     "attention": "causal",
     "ffn": "swiglu",
-    "embedding": "dense",
 }
 _REFUSED = {  # key -> the way out, where there is one
     "sliding_window": "",
@@ -52,11 +51,12 @@ def config_to_json(
     eos_ids: Sequence[int],
     dtype: str,
     linears: Sequence[LinearEntry] = (),
+    embedding_rank: int | None = None,
     record: Mapping[str, object] | None = None,
     pad_id: int | None = None,
 ) -> dict[str, Any]:
-    """The config.json of a model. `record` says where a compressed one came from; it needs `linears` to stand in."""
-    kind = "puna" if linears else "llama"
+    """The config.json of a model. `record` says where a compressed one came from; a plain Llama's has no place for it."""
+    kind = "llama" if not linears and embedding_rank is None else "puna"
     rope = rope_to_json(config.rope_scaling)
     return {
         "architectures": [_CLASSES[kind]],
@@ -86,7 +86,7 @@ def config_to_json(
         "torch_dtype": dtype,
         "use_cache": True,
         "pretraining_tp": 1,
-    } | ({"puna": _puna_section(linears, record)} if linears else {})
+    } | ({"puna": _puna_section(linears, embedding_rank, record)} if kind == "puna" else {})
 
 
 def config_from_json(record: JsonObject) -> CheckpointConfig:
@@ -96,7 +96,7 @@ def config_from_json(record: JsonObject) -> CheckpointConfig:
         raise record.refuse("architectures", f'["{_CLASSES[kind]}"], as model_type says')
     _refuse_what_we_lack(record)
     model = _model_config(record)
-    linears, compression = _read_puna_section(record, kind)
+    linears, embedding_rank, compression = _read_puna_section(record, kind)
     return CheckpointConfig(
         format="puna" if kind == "puna" else "hf",
         model=model,
@@ -107,6 +107,7 @@ def config_from_json(record: JsonObject) -> CheckpointConfig:
         notices=_notices(record),
         pad_id=_pad_id(record, model.vocab_size),
         compression=compression,
+        embedding_rank=embedding_rank,
     )
 
 
@@ -179,8 +180,11 @@ def _notices(record: JsonObject) -> tuple[str, ...]:
     return tuple(notices)
 
 
-def _puna_section(linears: Sequence[LinearEntry], record: Mapping[str, object] | None) -> dict[str, Any]:
-    parts = {part: {"kind": kind} for part, kind in _PARTS.items()}
+def _puna_section(
+    linears: Sequence[LinearEntry], embedding_rank: int | None, record: Mapping[str, object] | None
+) -> dict[str, Any]:
+    parts: dict[str, Any] = {part: {"kind": kind} for part, kind in _PARTS.items()}
+    parts["embedding"] = {"kind": "dense"} if embedding_rank is None else {"kind": "pca", "rank": embedding_rank}
     origin = {} if record is None else {"compression": dict(record)}
     return {"schema": 1, **parts, "linears": [_written(entry) for entry in linears], **origin}
 
@@ -190,14 +194,16 @@ def _written(entry: LinearEntry) -> dict[str, Any]:
     return {key: value for key, value in asdict(entry).items() if value is not None}
 
 
-def _read_puna_section(record: JsonObject, kind: str) -> tuple[tuple[LinearEntry, ...], Mapping[str, Any] | None]:
-    """What is not dense, and where the model came from."""
+def _read_puna_section(
+    record: JsonObject, kind: str
+) -> tuple[tuple[LinearEntry, ...], int | None, Mapping[str, Any] | None]:
+    """What is not dense, the rank of a factored input table, and where the model came from."""
     if kind == "llama":
         if "puna" in record.values:
             raise record.refuse("puna", "nothing: a plain Llama has no such section")
-        return (), None
+        return (), None, None
     section = record.child("puna")
-    section.only("schema", *_PARTS, "linears", "compression")
+    section.only("schema", *_PARTS, "embedding", "linears", "compression")
     if section.integer("schema") != 1:
         raise section.refuse("schema", "1", "written by a newer version?")
     for part, known in _PARTS.items():
@@ -208,7 +214,16 @@ def _read_puna_section(record: JsonObject, kind: str) -> tuple[tuple[LinearEntry
     paths = [path for entry in entries for path in entry.paths]
     if len(set(paths)) < len(paths):
         raise section.refuse("linears", "each path once")
-    return tuple(entries), section.child("compression").values if "compression" in section.values else None
+    compression = section.child("compression").values if "compression" in section.values else None
+    return tuple(entries), _embedding_rank(section.child("embedding")), compression
+
+
+def _embedding_rank(embedding: JsonObject) -> int | None:
+    if embedding.one_of("kind", ("dense", "pca"), expected="dense or pca") == "dense":
+        embedding.only("kind")
+        return None
+    embedding.only("kind", "rank")
+    return embedding.integer("rank")
 
 
 def _read_entry(entry: JsonObject) -> LinearEntry:

@@ -125,5 +125,7 @@ def _notices(export: Export) -> Iterator[str]:
     for (old, new), paths in changes.items():
         some = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
         yield f"{old} -> {new}: {some}"
+    if export.header.stored.embedding_rank is not None and export.header.config.tied_embeddings:
+        yield "the head stays tied to a table with its mean: all logits of a position move alike, no prediction changes"
     if export.tokenizer is None:
         yield "no tokenizer was found, so none was written"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from puna.arch.modules import EMBEDDING, HEAD
 from puna.errors import UsageError
+from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.adapter import Adapter
 from puna.model.linears.kind import dense_weight
 from puna.weights.checkpoint import CheckpointHeader
@@ -44,7 +45,12 @@ class DenseTensors:
     def __getitem__(self, path: str) -> Tensor:
         """A parameter: as it is stored, or float32 where it had to be formed. Errors: FormatError: NaN or infinity."""
         module = path.removesuffix(".weight")
-        weight = self._stored[self._parts[path]] if module not in self._entries else self._formed(module)
+        if module in self._entries:
+            weight = self._formed(module)
+        elif path in self._parts:
+            weight = self._stored[self._parts[path]]
+        else:
+            weight = self._table()
         refuse_non_finite(self._header.path, path, weight)
         if self._adapter is not None and module in self._adapter.tensors:
             weight = self._adapter.merged(module, weight)
@@ -61,9 +67,14 @@ class DenseTensors:
         """The stored tensor whose type a parameter takes: its own, that of dense factors, a norm in place of codes."""
         module = path.removesuffix(".weight")
         if module not in self._entries:
-            return self._parts[path]
+            return self._parts.get(path, self._parts.get(f"{module}.Z", self._parts["norm.weight"]))
         own = {"low_rank": "U", "fused": "U", "corrected": "L"}.get(self._entries[module].kind)
         return self._parts.get(f"{module}.{own}", self._parts["norm.weight"])
+
+    def _table(self) -> Tensor:
+        """The input table of its factors; a tied head gets its mean too, which moves all logits alike."""
+        parts = (self._stored[self._parts[f"{EMBEDDING}.{name}"]] for name in ("Z", "R", "mean"))
+        return FactoredEmbedding(*parts).dense_weight()
 
     def _formed(self, module: str) -> Tensor:
         """A weight of its parts, the shared factor of a group among them."""

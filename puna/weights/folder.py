@@ -8,11 +8,13 @@ Format: docs/formats.md 1.2, 1.3 and 7.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
+from puna.arch.modules import HEAD
 from puna.files import staged_folder, write_json
+from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.fused import fused_paths
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears
@@ -56,17 +58,18 @@ def save_folder(
             shard_bytes: more than this go into several files.
     Raises: UsageError: an adapter is attached.
     """
-    linears = list(_entries(model))
-    state = model.state_dict()
-    expected = expected_tensors(model.config, linears, kind="puna" if linears else "hf")
+    linears, state = list(_entries(model)), model.state_dict()
+    rank = model.embed_tokens.rank if isinstance(model.embed_tokens, FactoredEmbedding) else None
+    kind: Literal["hf", "puna"] = "hf" if not linears and rank is None else "puna"
+    expected = expected_tensors(model.config, linears, rank, kind=kind)
     tensors = {tensor.name: state[tensor.path] for tensor in expected}
     stored = None if base is None else base.stored
-    if record is None and stored is not None and linears:
+    if record is None and stored is not None and kind == "puna":
         record = stored.compression
     bos_id, eos_ids = special_ids(stored, tokenizer)
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = config_to_json(
-        model.config, bos_id=bos_id, eos_ids=eos_ids, dtype=dtype, linears=linears, record=record,
+        model.config, bos_id=bos_id, eos_ids=eos_ids, dtype=dtype, linears=linears, embedding_rank=rank, record=record,
         pad_id=None if stored is None else stored.pad_id,
     )  # fmt: skip
     with staged_folder(folder, None if record is None else {"record": dict(record)}) as staged:
@@ -151,3 +154,6 @@ def _entries(model: Llama) -> Iterator[LinearEntry]:
             entry = FusedEntry(paths=groups[path], rank=entry.rank, factors=entry.factors) if is_first else None
         if entry is not None:
             yield entry
+    is_shared = model.config.tied_embeddings and isinstance(model.embed_tokens, FactoredEmbedding)
+    if not is_shared and (head := entry_of(HEAD, model.lm_head)) is not None:
+        yield head

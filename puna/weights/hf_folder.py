@@ -10,7 +10,6 @@ from pathlib import Path
 from puna.errors import FormatError
 from puna.weights.checkpoint import CheckpointConfig, CheckpointHeader, check_tensor, file_inside
 from puna.weights.config_json import config_from_json
-from puna.weights.names import expected_tensors
 from puna.weights.safetensors_file import read_tensor_headers
 from puna.weights.strict_json import JsonObject, read_object
 from puna.weights.tensor_header import TensorHeader
@@ -72,7 +71,7 @@ def _read_shards(folder: Path, index: JsonObject) -> tuple[TensorHeader, ...]:
 def _check_tensors(folder: Path, stored: CheckpointConfig, tensors: tuple[TensorHeader, ...]) -> None:
     found = {tensor.name: tensor for tensor in tensors}
     unused = {path for entry in stored.linears for path in entry.paths}
-    for expected in expected_tensors(stored.model, stored.linears, kind=stored.format):
+    for expected in stored.expected():
         check_tensor(folder, expected, found.pop(expected.name, None))
         unused.discard(expected.module)
     for path in unused:

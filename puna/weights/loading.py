@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from puna.arch.modules import HEAD, LINEARS, linear_paths
 from puna.errors import FormatError, UsageError
 from puna.files import MANIFEST, sha256_file, verify_folder
+from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.blocks import BlockLinear
 from puna.model.linears.kind import AnyLinear, dense_weight
 from puna.model.linears.narrow import NarrowLinear
 from puna.model.llama import Llama
 from puna.model.positions import rope_frequencies
-from puna.model.surgery import get_linear, replace_linear
+from puna.model.surgery import get_linear, replace_linear, replace_tables
 from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.headers import read_header
 from puna.weights.kinds import empty_linear
@@ -69,7 +70,7 @@ def load_llama(
         if quantize is not None and is_quantised:
             replace_linear(model, path, quantize(_weight(get_linear(model, path))))
     if header.config.tied_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
+        replace_tables(model)
     if mapped:
         _multiply_wide(model, dtype)
     model.frequencies_P = rope_frequencies(header.config).to(device)
@@ -155,14 +156,16 @@ def _multiply_wide(model: Llama, dtype: torch.dtype) -> None:
         linear = get_linear(model, path)
         if isinstance(linear, nn.Linear) and linear.weight.dtype != dtype:
             replace_linear(model, path, NarrowLinear(linear.weight))
-    if model.config.tied_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
+    replace_tables(model)
 
 
 def _unfilled(header: CheckpointHeader) -> Llama:
     """The model without storage, the right kind of Linear at every path."""
+    rank = header.stored.embedding_rank
     with torch.device("meta"):
         model = Llama(header.config)
+        if rank is not None:
+            replace_tables(model, table=FactoredEmbedding.empty(header.config.vocab_size, header.config.dim, rank))
         for path, entry in entry_of_each(header.stored.linears).items():
             dense = get_linear(model, path)
             replace_linear(model, path, empty_linear(entry, dense.out_features, dense.in_features))

@@ -203,10 +203,13 @@ class ExpectedTensor:
 
 
 def expected_tensors(
-    config: ModelConfig, linears: Sequence[LinearEntry] = (), *, kind: Format
+    config: ModelConfig, linears: Sequence[LinearEntry] = (), embedding_rank: int | None = None, *, kind: Format
 ) -> Iterator[ExpectedTensor]:
-    """Every tensor of a checkpoint, in model order; lazily, so that a false number of layers costs nothing."""
-    for module, suffix, shape, dtypes in _stored(config, entry_of_each(linears)):
+    """Every tensor of a checkpoint, in model order; lazily, so that a false number of layers costs nothing.
+
+    Args: embedding_rank: of an input table that is stored as factors, which a tied head shares.
+    """
+    for module, suffix, shape, dtypes in _stored(config, entry_of_each(linears), embedding_rank):
         if kind == "gguf" and len(shape) > 1:
             dtypes = FLOATS | BLOCKS
         path = f"{module}.{suffix}"
@@ -214,20 +217,31 @@ def expected_tensors(
 
 
 def _stored(
-    config: ModelConfig, entries: dict[str, LinearEntry]
+    config: ModelConfig, entries: dict[str, LinearEntry], embedding_rank: int | None
 ) -> Iterator[tuple[str, str, tuple[int, ...], frozenset[str]]]:
     table = (config.vocab_size, config.dim)
-    yield "embed_tokens", "weight", table, FLOATS
+    if embedding_rank is None:
+        yield "embed_tokens", "weight", table, FLOATS
+    else:
+        factors = {"Z": (config.vocab_size, embedding_rank), "R": (embedding_rank, config.dim), "mean": (config.dim,)}
+        for name, factor in factors.items():
+            yield "embed_tokens", name, factor, FLOATS
     for layer in range(config.n_layers):
         for name, (d_out, d_in) in linear_shapes(config).items():
-            path = linear_path(layer, name)
-            if path not in entries:
-                yield path, "weight", (d_out, d_in), FLOATS
-                continue
-            for suffix, (shape, dtypes) in entries[path].tensors(path, d_out, d_in).items():
-                yield path, suffix, shape, dtypes
+            yield from _linear(linear_path(layer, name), d_out, d_in, entries)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"layers.{layer}.{norm}", "weight", (config.dim,), FLOATS
     yield "norm", "weight", (config.dim,), FLOATS
     if not config.tied_embeddings:
-        yield "lm_head", "weight", table, FLOATS
+        yield from _linear("lm_head", *table, entries)
+
+
+def _linear(
+    path: str, d_out: int, d_in: int, entries: dict[str, LinearEntry]
+) -> Iterator[tuple[str, str, tuple[int, ...], frozenset[str]]]:
+    """What stands under a Linear's path: a dense weight, or what its entry says."""
+    if path not in entries:
+        yield path, "weight", (d_out, d_in), FLOATS
+        return
+    for suffix, (shape, dtypes) in entries[path].tensors(path, d_out, d_in).items():
+        yield path, suffix, shape, dtypes

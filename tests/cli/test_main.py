@@ -84,7 +84,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(words: tuple[str, ...], of
         ("compress m o --frontier --calibration c --keep 0.5", "--keep 0.5"),
         ("compress m o --frontier --calibration c --quantize int8", "--quantize int8"),
         ("compress m o --frontier --calibration c --allocation greedy", "--allocation greedy"),
-        ("compress m o --embedding-rank 4", "--embedding-rank"),
+        ("compress m o --frontier --calibration c --embedding-rank 4", "--embedding-rank 4"),
         ("compress m o --frontier --calibration c --kv-heads 2", "--kv-heads 2"),
         ("plan tiny --lang zh", "--lang"),
         ("weights convert a b", "--to"),

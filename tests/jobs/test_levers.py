@@ -18,6 +18,7 @@ from puna.jobs.load import load
 from puna.jobs.recipe import dump_recipe
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.show import show
+from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.rounded_low_rank import RoundedLowRankLinear
 from puna.model.surgery import named_linears
 from puna.training.config import StepBudget, TrainingConfig
@@ -121,6 +122,8 @@ def test_means_of_heads_need_no_text_to_fit(world, runs: Path) -> None:
         ({"kv_heads": None, "pooling": "mean"}, "--pooling mean is of key-value heads"),
         ({"calibration": None}, "--kv-heads needs --calibration"),
         ({"calibration": None, "pooling": "mean", "healing": HEALING}, "--heal needs --calibration"),
+        ({"embedding_metric": "plain"}, "--embedding-metric plain is of factored tables"),
+        ({"kv_heads": None, "embedding_rank": 4, "calibration": None}, "--embedding-rank needs --calibration"),
         ({"correction": "plain"}, "--correction plain is of what rounding loses"),
         ({"residual_rank": 4}, "--residual-rank corrects what rounding loses"),
         ({"residual_rank": 0, "quantize": "nf4"}, "--residual-rank: expected at least 1, got 0"),
@@ -166,6 +169,23 @@ def test_a_correction_gives_back_what_rounding_lost(world, runs: Path) -> None:
     assert show(runs / "b").linears == {"corrected": 14}
     plain = recipe_for(world, kv_heads=None, quantize="int8", residual_rank=4, correction="plain", calibration=None)
     assert compress(plain, runs / "c").method == "int8+plain"
+
+
+def test_smaller_tables_are_a_lever_among_others_and_heal(world, runs: Path) -> None:
+    recipe = recipe_for(world, embedding_rank=24, keep=0.7, method="svd", quantize="int8", healing=HEALING)
+    result = compress(recipe, runs / "a")
+    assert result.method == "joint+svd+tables two-sided+int8"
+    assert [lever.name for lever in result.levers] == ["kv_heads", "low_rank", "embeddings", "healing", "bits"]
+    assert all(first.bytes >= second.bytes for first, second in pairwise(result.levers))
+    loaded = load(runs / "a")
+    assert isinstance(loaded.llama.embed_tokens, FactoredEmbedding)
+    assert loaded.generate("the llama", max_new_tokens=4).text is not None
+    with pytest.raises(UsageError, match="factored already"):
+        compress(recipe_for(world, model=runs / "a" / "model", kv_heads=None, embedding_rank=8), runs / "b")
+    alone = compress(
+        recipe_for(world, kv_heads=None, embedding_rank=24, embedding_metric="plain", calibration=None), runs / "c"
+    )
+    assert (alone.method, alone.ranks) == ("tables plain", {})
 
 
 def test_a_recipe_holds_its_heads(world, tmp_path: Path) -> None:
