@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from puna.compression.allocation import uniform_ranks
-from puna.compression.healing import Distillation, shared_copy, train_factors
+from puna.compression.healing import Distillation, shared_copy, teacher, train_everything, train_factors
 from puna.compression.low_rank import compress_low_rank, decompose_groups, decompose_linears
 from puna.model.batch import Batch
 from puna.model.linears.low_rank import LowRankLinear
@@ -95,3 +95,12 @@ def test_the_first_step_sees_the_unhealed_model(tiny: Llama, halved: Llama, batc
     )  # fmt: skip
     assert outcome is not None
     assert outcome.nats == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teacher_stays_as_it_was_while_everything_learns(tiny: Llama) -> None:
+    for everything in (True, False):
+        dense = teacher(tiny, everything_learns=everything)
+        assert (dense.norm.weight is tiny.norm.weight) == (not everything)
+    train_factors(tiny)
+    assert train_everything(tiny) == sum(weight.numel() for weight in tiny.parameters())
+    assert all(weight.requires_grad for weight in tiny.parameters())
