@@ -14,7 +14,6 @@ means over the samples.
 import argparse
 import json
 import random
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from judging import heal_in_passing
 from torch import Tensor
 
 from puna.adaptation.targets import attach
@@ -33,10 +33,7 @@ from puna.compression.statistics import Labels, TwoSidedStatistics, collect_two_
 from puna.evaluation.agreement import added_nats
 from puna.evaluation.perplexity import Likelihood, evaluate_text
 from puna.jobs.factoring import Allocation, Method, decompose_by, factorise, measured_costs
-from puna.jobs.healing import heal
 from puna.jobs.load import LoadedModel, load
-from puna.jobs.peak import PeakMemory
-from puna.jobs.run_folder import open_run
 from puna.model.linears.adapter import LoraSettings
 from puna.model.llama import Llama
 from puna.text.corpus import cut_documents, read_documents
@@ -176,12 +173,8 @@ class Bench:
                     yield self.facts(cut, "+ healing by LoRA", keep, number)
 
     def _heal(self, smaller: Llama, windows: Sequence[Tensor], healing: TrainingConfig) -> None:
-        with (
-            tempfile.TemporaryDirectory() as temporary,
-            open_run(Path(temporary) / "run", healing, resume=False) as folder,
-        ):
-            peak, documents = PeakMemory(torch.device("cpu")), [window[0].tolist() for window in windows]
-            done = heal(smaller, self.loaded.llama, documents, healing, folder, peak=peak, go_on="")
+        documents = [window[0].tolist() for window in windows]
+        done = heal_in_passing(smaller, self.loaded.llama, documents, healing)
         print(json.dumps({"healed": done.steps, "best": done.step, "kl": [done.kl_before, done.kl_after]}), flush=True)
 
 

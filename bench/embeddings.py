@@ -8,25 +8,19 @@ line of JSON for each: added nats with their 95 % interval, paired over windows;
 and for the two-sided pair microseconds of the lookup and of the head for one token, dense and factored, medians in turn.
 """
 
-import argparse
 import copy
 import json
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median
 
 import torch
-from heads import pieces_of
+from judging import Judged, judging_parser
 
 from puna.compression.embeddings import TableMetric, Tables, collect_table_statistics, factor_tables
 from puna.compression.sizes import stored_parameters
-from puna.evaluation.agreement import added_nats
-from puna.evaluation.perplexity import evaluate_text
-from puna.jobs.load import load
 from puna.model.llama import Llama
 
-WINDOW = 512
 METRICS: tuple[TableMetric, ...] = ("plain", "frequency", "two-sided")
 
 
@@ -51,35 +45,24 @@ def microseconds(models: Mapping[str, Llama], rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Factor, judge, time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("text", type=Path, nargs="+")
-    parser.add_argument("--judge", type=Path, required=True)
+    parser = judging_parser(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[32, 64, 128, 192])
-    parser.add_argument("--windows", type=int, default=64)
-    parser.add_argument("--judged", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
-    loaded = load(given.model)
-    judge = given.judge.read_text(encoding="utf-8")[: given.judged]
-    before = evaluate_text(loaded.llama, loaded.tokenizer, judge)
-    each = -(-given.windows // len(given.text))
-    windows = [torch.tensor(ids)[None, :WINDOW] for path in given.text for ids in pieces_of(loaded, path)[-each:]]
-    statistics = collect_table_statistics(loaded.llama, windows)
-    sides: tuple[Tables, ...] = ("both",) if loaded.config.tied_embeddings else ("both", "input", "head")
+    judged = Judged(given)
+    dense, statistics = judged.model, collect_table_statistics(judged.model, judged.windows)
+    sides: tuple[Tables, ...] = ("both",) if dense.config.tied_embeddings else ("both", "input", "head")
     for rank in given.ranks:
         for tables in sides:
             for metric in METRICS:
-                model = copy.deepcopy(loaded.llama)
+                model = copy.deepcopy(dense)
                 factor_tables(model, rank, statistics, metric, tables)
-                added = added_nats(before, evaluate_text(model, loaded.tokenizer, judge))
-                facts = {"added": added.mean, "low": added.low, "high": added.high}
-                line = {"rank": rank, "tables": tables, "metric": metric, **{k: round(v, 5) for k, v in facts.items()}}
-                saved = stored_parameters(loaded.llama) - stored_parameters(model)
+                line = {"rank": rank, "tables": tables, "metric": metric, **judged.added(model)}
+                saved = stored_parameters(dense) - stored_parameters(model)
                 print(json.dumps({**line, "numbers_saved": saved}), flush=True)
                 if tables == "both" and metric == "two-sided":
                     print(
-                        json.dumps(microseconds({"dense": loaded.llama, f"rank {rank}": model}, given.rounds)),
+                        json.dumps(microseconds({"dense": dense, f"rank {rank}": model}, given.rounds)),
                         flush=True,
                     )
 

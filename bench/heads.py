@@ -14,52 +14,33 @@ import argparse
 import copy
 import json
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import get_args
 
-import torch
+from judging import Judged, heal_in_passing, judging_parser
 
 from puna.compression.fewer_heads import attention_grams, pool_key_value_heads
 from puna.compression.heads import Pooling
 from puna.compression.healing import train_everything
-from puna.evaluation.agreement import added_nats
-from puna.evaluation.perplexity import Likelihood, evaluate_text
-from puna.jobs.healing import Healed, heal
-from puna.jobs.load import LoadedModel, load
-from puna.jobs.peak import PeakMemory
-from puna.jobs.run_folder import open_run
 from puna.model.llama import Llama
-from puna.text.corpus import cut_documents, read_documents
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.step import Loss, batch_nats
 
-WINDOW, PIECE = 512, 1 << 12
 
-
-class Bench:
+class Bench(Judged):
     """A parent, what judges it, and what its heads are fitted to."""
 
-    def __init__(self, loaded: LoadedModel, texts: Sequence[Path], judge: str, windows: int) -> None:
-        self.loaded, self.judge = loaded, judge
-        self.before = self._nats(loaded.llama)
-        self.pieces = [pieces_of(loaded, path) for path in texts]
-        each = -(-windows // len(texts))
-        drawn = [piece for pieces in self.pieces for piece in pieces[-each:]]
-        self.grams = attention_grams(loaded.llama, [torch.tensor(ids)[None, :WINDOW] for ids in drawn])
-
-    def _nats(self, model: Llama) -> Likelihood:
-        return evaluate_text(model, self.loaded.tokenizer, self.judge)
+    def __init__(self, given: argparse.Namespace) -> None:
+        super().__init__(given)
+        self.grams = attention_grams(self.model, self.windows)
 
     def facts(self, model: Llama, **named: object) -> dict[str, object]:
         """A line: what this model adds."""
-        added = added_nats(self.before, self._nats(model))
-        return {**named, "added": round(added.mean, 4), "low": round(added.low, 4), "high": round(added.high, 4)}
+        return {**named, **self.added(model, digits=4)}
 
     def pooled(self, kv_heads: int, pooling: Pooling) -> Llama:
         """A child of so many heads."""
-        child = copy.deepcopy(self.loaded.llama)
+        child = copy.deepcopy(self.model)
         pool_key_value_heads(child, kv_heads, self.grams, pooling)
         return child
 
@@ -79,27 +60,13 @@ class Bench:
                 budget=StepBudget(steps=tokens // (given.batch * given.seq)), batch=given.batch, micro_batch=given.batch,
                 seq=given.seq, learning_rate=rate, weight_decay=0.0, validate_every=25, checkpoint_every=25,
             )  # fmt: skip
-            done = _heal(child, self.loaded.llama, documents, config, loss)
+            done = heal_in_passing(child, self.model, documents, config, loss)
             found.append((done.kl_after, child))
             print(
                 json.dumps({"rate": rate, "steps": done.steps, "best": done.step, "held_out": done.kl_after}),
                 flush=True,
             )
         return min(found, key=lambda each: each[0])[1]
-
-
-def _heal(
-    model: Llama, parent: Llama, documents: Sequence[list[int]], config: TrainingConfig, loss: Loss | None
-) -> Healed:
-    with tempfile.TemporaryDirectory() as temporary, open_run(Path(temporary) / "run", config, resume=False) as folder:
-        return heal(model, parent, documents, config, folder, peak=PeakMemory(torch.device("cpu")), go_on="", loss=loss)
-
-
-def pieces_of(loaded: LoadedModel, path: Path) -> list[list[int]]:
-    """Ids of a text's pieces, in a seeded order."""
-    pieces = [document.text for document in cut_documents(read_documents([path]).documents, PIECE)]
-    random.Random(0).shuffle(pieces)
-    return [loaded.tokenizer.encode(piece, bos=True) for piece in pieces[:2000]]
 
 
 def _first(pieces: Sequence[list[int]], tokens: int) -> Iterator[list[int]]:
@@ -112,21 +79,15 @@ def _first(pieces: Sequence[list[int]], tokens: int) -> Iterator[list[int]]:
 
 def main() -> None:
     """Pool, judge, distil, judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("text", type=Path, nargs="+")
-    parser.add_argument("--judge", type=Path, required=True)
+    parser = judging_parser(__doc__)
     parser.add_argument("--kv-heads", type=int, nargs="*", default=[4, 2, 1])
-    parser.add_argument("--windows", type=int, default=64)
-    parser.add_argument("--judged", type=int, default=200_000)
     parser.add_argument("--distil", type=int)
     parser.add_argument("--distil-heads", type=int, default=2)
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 2e-3])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=256)
     given = parser.parse_args()
-    loaded = load(given.model)
-    bench = Bench(loaded, given.text, given.judge.read_text(encoding="utf-8")[: given.judged], given.windows)
+    bench = Bench(given)
     ways: tuple[Pooling, ...] = get_args(Pooling)
     for kv_heads in given.kv_heads:
         lines = {way: bench.facts(bench.pooled(kv_heads, way), kv_heads=kv_heads, pooling=way) for way in ways}
@@ -135,7 +96,7 @@ def main() -> None:
             print(json.dumps(facts | {"joint_over_it": round(joint / float(str(facts["added"])), 3)}), flush=True)
     if given.distil is None:
         return
-    parent = bench.trained(loaded.llama, given.distil, given.rates, batch_nats, given)
+    parent = bench.trained(bench.model, given.distil, given.rates, batch_nats, given)
     reference = bench.facts(parent, arm="parent, as many tokens")
     print(json.dumps(reference), flush=True)
     for way in ways:

@@ -56,10 +56,6 @@ def stream_layers(
     place = torch.device(device)
     pinned = place.type == "cuda" if pinned is None else pinned
     _check(model, count, place, embedding=embedding, pinned=pinned)
-    if embedding and isinstance(model.embed_tokens, FactoredEmbedding):
-        raise UsageError(
-            "streamed_embedding: expected a dense table, got a factored one", "leave it on the device: it is small"
-        )
     first = model.config.n_layers - count
     layers = [_layer(model, index, place, pinned=pinned) for index in range(first, model.config.n_layers)]
     left = [weight for layer in layers for weight in layer]
@@ -279,6 +275,10 @@ def _check(model: Llama, count: int, device: torch.device, *, embedding: bool, p
         raise UsageError(
             "embedding: expected a head of its own beside a table in host memory, got one tied to it",
             "stream layers alone: the head reads the whole table at every step",
+        )
+    if embedding and isinstance(model.embed_tokens, FactoredEmbedding):
+        raise UsageError(
+            "streamed_embedding: expected a dense table, got a factored one", "leave it on the device: it is small"
         )
     paths = [linear_path(layer, name) for layer in range(layers - count, layers) for name in LINEARS]
     for path in [*paths, EMBEDDING] if embedding else paths:

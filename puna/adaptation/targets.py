@@ -34,11 +34,6 @@ def attach(model: Llama, settings: LoraSettings, seed: int) -> None:
             adapter already attached. The model is then unchanged.
     """
     match_targets(",".join(settings.targets))
-    if isinstance(model.embed_tokens, FactoredEmbedding) and not {EMBEDDING, HEAD}.isdisjoint(settings.targets):
-        raise UsageError(
-            f"{EMBEDDING}, {HEAD}: expected dense tables, got factored ones",
-            "adapt the blocks, or train every weight (--full)",
-        )
     for path, _ in named_loras(model):
         raise UsageError(f"{path}: an adapter is attached already", "merge it first")
     _check_settings(model, settings)
@@ -157,6 +152,11 @@ def _doubled(settings: LoraSettings) -> LoraSettings:
 
 
 def _check_settings(model: Llama, settings: LoraSettings) -> None:
+    if isinstance(model.embed_tokens, FactoredEmbedding) and not {EMBEDDING, HEAD}.isdisjoint(settings.targets):
+        raise UsageError(
+            f"{EMBEDDING}, {HEAD}: expected dense tables, got factored ones",
+            "adapt the blocks, or train every weight (--full)",
+        )
     paths = list(target_paths(model.config, settings.targets))
     for override in settings.overrides:
         if not any(override.matches(path) for path in paths):

@@ -4,7 +4,7 @@
 
 p: how often a token occurs; uniform: plain PCA. M: what an error in each direction costs. Of the input table H_0 = E[g g^T], g
 the loss's gradient at what it gives; of the head C = E[h h^T], h what it reads: with p-weighted centring that is the Fisher
-information of one context's softmax, diag(p) - p p^T, exactly. One pair for both tables (tied): M = alpha H_0 + beta C. The
+information of one context's softmax, diag(p) - p p^T, exactly. One pair for both tables (tied): M = H_0 + C. The
 mean is added back on the input; at the head it moves all logits alike, which no softmax sees. With M = L L^T the directions
 are the leading eigenvectors P of L^T K L, K = sum_v p_v (e_v - mu)^T (e_v - mu): R = P^T L^-1, Z = (E - mu) L P; the loss is
 the sum of the dropped eigenvalues. Sources: docs/compression.md 2; Chen et al. 2018, arXiv:1806.06950.
@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from puna.compression.statistics import differentiate, frozen
+from puna.compression.low_rank import damped_root, eigenpairs, stored_factor
+from puna.compression.statistics import add_gram, differentiate, frozen, refuse_no_tokens
 from puna.errors import BadData, UsageError, unknown_name
 from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.kind import dense_weight
@@ -39,8 +40,6 @@ __all__ = [
 TableMetric = Literal["two-sided", "frequency", "plain"]
 Tables = Literal["both", "input", "head"]
 
-DAMPING = 1e-6
-"""Of M's mean eigenvalue, added to its diagonal."""
 FLOOR = 0.1
 """The least weight of a token, in those of an even share 1 / V: what was not seen would be arbitrary."""
 
@@ -81,8 +80,7 @@ def collect_table_statistics(model: Llama, windows: Iterable[Tensor], seed: int 
     sums = {name: torch.zeros(dim, dim, dtype=torch.float64, device=device) for name in ("input", "hidden")}
 
     def add(name: str, x_BTD: Tensor) -> None:
-        x_ND = x_BTD.detach().flatten(0, -2).to(torch.promote_types(x_BTD.dtype, torch.float32))
-        sums[name].add_(x_ND.T @ x_ND)
+        add_gram(sums[name], x_BTD.detach().flatten(0, -2))
 
     def see_input(_: nn.Module, __: Any, out_BTD: Tensor) -> None:
         if not out_BTD.requires_grad:
@@ -104,8 +102,7 @@ def collect_table_statistics(model: Llama, windows: Iterable[Tensor], seed: int 
         for hook in hooks:
             hook.remove()
     tokens = int(counts_V.sum())
-    if tokens == 0:
-        raise BadData("calibration: expected at least one window of tokens, got none", "give more calibration text")
+    refuse_no_tokens(tokens)
     if not all(total.isfinite().all() for total in sums.values()):
         raise BadData(
             "calibration: expected finite activations and gradients, got NaN or infinity", "check the weights"
@@ -129,7 +126,7 @@ def factor_tables(
     Errors:  UsageError, before anything has changed: a rank that saves nothing, one table of a tied pair, tables that are
              factored already.
     """
-    config, dtype = model.config, model.embed_tokens.weight.dtype
+    config, like = model.config, model.embed_tokens.weight
     _check(model, rank, metric, tables)
     input_DD = hidden_DD = p_V = None
     if metric != "plain":
@@ -143,11 +140,11 @@ def factor_tables(
             input_DD if input_DD is None or hidden_DD is None or not config.tied_embeddings else input_DD + hidden_DD
         )
         table = made["embed_tokens"] = factor_table(model.embed_tokens.weight, rank, p_V, both_DD)
-        parts = (_stored(part, dtype) for part in (table.Z_VK, table.R_KD, table.mean_D))
+        parts = (stored_factor(part, like) for part in (table.Z_VK, table.R_KD, table.mean_D))
         replace_tables(model, table=FactoredEmbedding(*parts))
     if tables != "input" and not config.tied_embeddings:
         table = made["lm_head"] = factor_table(dense_weight(model.lm_head), rank, p_V, hidden_DD)
-        replace_tables(model, head=LowRankLinear(_stored(table.Z_VK, dtype), _stored(table.R_KD, dtype)))
+        replace_tables(model, head=LowRankLinear(stored_factor(table.Z_VK, like), stored_factor(table.R_KD, like)))
     return made
 
 
@@ -169,10 +166,6 @@ def _check(model: Llama, rank: int, metric: str, tables: str) -> None:
             f"embedding rank: expected 1 to {limit}, beyond which nothing is saved, got {rank}",
             "half of it is a beginning",
         )
-
-
-def _stored(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def token_weights(counts_V: Tensor) -> Tensor:
@@ -203,21 +196,11 @@ def factor_table(
     p_V = torch.full((vocabulary,), 1 / vocabulary).to(table) if weights_V is None else weights_V.double()
     mean_D = p_V @ table
     second_DD = (p_V[:, None] * table).T @ table - torch.outer(mean_D, mean_D)
-    L = _root(metric_DD, width).to(table)
-    energy_D, P_DD = torch.linalg.eigh(L.T @ second_DD @ L)
-    P_DK = P_DD.flip(1)[:, :rank]
+    L = torch.eye(width).to(table) if metric_DD is None else damped_root(metric_DD)
+    energy_D, P_DK = eigenpairs(L.T @ second_DD @ L, rank)
     return FactoredTable(
         Z_VK=(table - mean_D) @ (L @ P_DK),
         R_KD=torch.linalg.solve_triangular(L.T, P_DK, upper=True).T,
         mean_D=mean_D,
-        energy_D=energy_D.flip(0).clamp(min=0),
+        energy_D=energy_D,
     )
-
-
-def _root(metric_DD: Tensor | None, width: int) -> Tensor:
-    """Lower triangular L, M = L L^T, after damping."""
-    eye = torch.eye(width, dtype=torch.float64)
-    if metric_DD is None:
-        return eye
-    M = metric_DD.double()
-    return torch.linalg.cholesky(M + DAMPING * M.diagonal().mean() * eye.to(M))

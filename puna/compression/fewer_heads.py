@@ -10,11 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from puna.arch.config import ModelConfig
 from puna.arch.modules import linear_path
 from puna.compression.heads import HeadLoss, Heads, Pooling, pool_heads
-from puna.compression.statistics import InputSum, watched
-from puna.errors import BadData
+from puna.compression.statistics import sum_inputs
 from puna.model.linears.kind import dense_linear, own_weight
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear
@@ -24,23 +22,13 @@ __all__ = ["attention_grams", "pool_key_value_heads"]
 _NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-@torch.no_grad()
 def attention_grams(model: Llama, windows: Sequence[Tensor]) -> list[Tensor]:
     """The mean of x x^T of what each layer's attention reads, float64 (D, D). Args: windows: ids_BT.
 
     Errors: BadData: no window at all, or inputs that are not finite.
     """
-    sums = {path: InputSum(model, path) for path in _inputs(model.config)}
-    with watched(model, {path: total.add for path, total in sums.items()}):
-        for ids_BT in windows:
-            model.hidden(ids_BT.to(model.embed_tokens.weight.device))
-    grams = []
-    for path, total in sums.items():
-        if total.tokens == 0:
-            raise BadData("calibration: expected at least one window of tokens, got none", "give more calibration text")
-        total.check(path)
-        grams.append(total.gram_ii / total.tokens)
-    return grams
+    paths = [linear_path(layer, _NAMES[0]) for layer in range(model.config.n_layers)]
+    return [total.gram_ii / total.tokens for total in sum_inputs(model, windows, paths).values()]
 
 
 @torch.no_grad()
@@ -65,11 +53,6 @@ def pool_key_value_heads(
         losses.append(loss)
     model.config = replace(config, n_kv_heads=kv_heads)
     return losses
-
-
-def _inputs(config: ModelConfig) -> list[str]:
-    """In each layer the path of a Linear that reads what attention reads."""
-    return [linear_path(layer, _NAMES[0]) for layer in range(config.n_layers)]
 
 
 def _heads(model: Llama, layer: int) -> Heads:

@@ -17,13 +17,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from puna.compression.low_rank import damped_root
 from puna.errors import UsageError, unknown_name
 
 __all__ = ["HeadLoss", "Heads", "Pooling", "pool_heads"]
 
 Pooling = Literal["joint", "aligned", "mean"]
-DAMPING = 1e-6
-"""Of C's mean eigenvalue, added to its diagonal."""
 _ROUNDS = 10  # of turning every head towards the mean of all; two or three are enough
 _TINY = torch.finfo(torch.float64).tiny
 _FLOOR = 1e-12  # of the largest energy of a query's pair: what one that never speaks counts at least
@@ -66,23 +65,16 @@ def pool_heads(
     if pooling == "mean":
         mean_k, mean_v = (x.unflatten(0, (groups, -1)).mean(1) for x in (heads.k_PED, heads.v_PED))
         return Heads(q_HED=heads.q_HED, k_PED=mean_k, v_PED=mean_v, o_HDE=heads.o_HDE), None
-    root_DD = _root(covariance_DD)
+    root_DD = damped_root(covariance_DD)
     if pooling == "aligned":
         return _aligned(heads, groups, root_DD), None
     return _joint(heads, groups, root_DD)
 
 
-def _root(covariance_DD: Tensor) -> Tensor:
-    """Lower triangular L, C = L L^T, after damping."""
-    C = covariance_DD.double()
-    extra = DAMPING * C.diagonal().mean()
-    return torch.linalg.cholesky(C + extra * torch.eye(len(C), dtype=C.dtype, device=C.device))
-
-
 def _joint(heads: Heads, groups: int, root_DD: Tensor) -> tuple[Heads, HeadLoss]:
     q_HJD, k_PJD = _pairs(heads.q_HED), _pairs(heads.k_PED)
     energy_HJ, key_energy_PJ = _energy(q_HJD, root_DD), _energy(k_PJD, root_DD)
-    shared_GJD, c_PJ, lost = _joint_keys(k_PJD, _by_parent(energy_HJ, len(k_PJD)).sum(1), groups, root_DD)
+    shared_GJD, c_PJ, lost = _joint_keys(k_PJD, energy_HJ.unflatten(0, (len(k_PJD), -1)).sum(1), groups, root_DD)
     each = len(q_HJD) // len(k_PJD)
     c_HJ, old_HJ = (x.repeat_interleave(each, 0) for x in (c_PJ, key_energy_PJ))
     grown_H = _ratio((energy_HJ * old_HJ).sum(1), (energy_HJ * c_HJ.abs().square()).sum(1)).sqrt()
@@ -175,8 +167,3 @@ def _rows(z_NJD: Tensor) -> Tensor:
 def _energy(z_NJD: Tensor, root_DD: Tensor) -> Tensor:
     """E |z x|^2 of each head's pair, (N, J)."""
     return (z_NJD @ root_DD.to(z_NJD.dtype)).abs().square().sum(-1)
-
-
-def _by_parent(x_HJ: Tensor, parents: int) -> Tensor:
-    """(P, H / P, J)."""
-    return x_HJ.unflatten(0, (parents, -1))

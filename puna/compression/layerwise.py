@@ -18,7 +18,7 @@ from torch import Tensor
 
 from puna.arch.modules import LINEARS, linear_path, shares_input
 from puna.compression.low_rank import Spectrum, check_finite, decompose_outputs, decompose_whitened
-from puna.compression.statistics import InputSum, watched
+from puna.compression.statistics import InputSum, refuse_no_tokens, watched
 from puna.errors import BadData
 from puna.model.attention import attention_mask
 from puna.model.linears.kind import AnyLinear, own_weight
@@ -46,8 +46,7 @@ class Stream:
 @torch.no_grad()
 def embed(model: Llama, windows: Sequence[Tensor]) -> Stream:
     """The stream into the first layer. Args: windows: ids_1T. Errors: BadData: no window at all."""
-    if not windows:
-        raise BadData("calibration: expected at least one window of tokens, got none", "give more calibration text")
+    refuse_no_tokens(len(windows))
     parts = [model.embed_tokens(ids_1T[0]).to(model.norm.weight.dtype) for ids_1T in windows]
     return Stream(torch.cat(parts), tuple(len(part) for part in parts))
 

@@ -36,12 +36,15 @@ __all__ = [
     "balanced",
     "check_finite",
     "compress_low_rank",
+    "damped_root",
     "decompose",
     "decompose_group",
     "decompose_groups",
     "decompose_linears",
     "decompose_outputs",
     "decompose_whitened",
+    "eigenpairs",
+    "stored_factor",
 ]
 
 _FLOOR = 1e-12  # of the largest eigenvalue: what an output direction without any gradient counts at least
@@ -128,7 +131,7 @@ def decompose(
     gradient_oo = gradient_gram_oo.double()
     extra = damping.gradients * float(gradient_oo.diagonal().mean())
     root_KK, inverse_KK = _roots(_plus_diagonal(Q_oK.T @ gradient_oo @ Q_oK, extra))
-    energy_K, P_KK = _eigenpairs(root_KK @ S_KK @ root_KK)
+    energy_K, P_KK = eigenpairs(root_KK @ S_KK @ root_KK)
     return _spectrum(Q_oK @ (inverse_KK @ P_KK), P_KK.T @ root_KK @ R_Ki, energy_K)
 
 
@@ -144,7 +147,7 @@ def decompose_whitened(weight_oi: Tensor, gram_ii: Tensor, damping: float = 0.0,
     Q_oK, R_KK = None, _triangle(weight)
     if R_KK is None:
         Q_oK, R_KK = torch.linalg.qr(weight)
-    energy_K, P_Kr = _eigenpairs(_damped_outputs(R_KK, gram_ii, damping), rank)
+    energy_K, P_Kr = eigenpairs(_damped_outputs(R_KK, gram_ii, damping), rank)
     right_ri = P_Kr.T @ R_KK
     left_or = weight @ torch.linalg.solve_triangular(R_KK, P_Kr, upper=True) if Q_oK is None else Q_oK @ P_Kr
     return _spectrum(left_or, right_ri, energy_K)
@@ -158,7 +161,7 @@ def decompose_outputs(weight_oi: Tensor, gram_oo: Tensor, rank: int | None = Non
           a loud output hide the quiet ones. rank: how many components to form; None: all.
     """
     assert weight_oi.shape[0] <= weight_oi.shape[1]
-    energy_K, P_or = _eigenpairs(gram_oo.double(), rank)
+    energy_K, P_or = eigenpairs(gram_oo.double(), rank)
     return _spectrum(P_or, P_or.T @ weight_oi.double(), energy_K)
 
 
@@ -230,15 +233,15 @@ def compress_low_rank(
         Us_oR, V_Ri = spectrum.member_factors(ranks[name])
         paths = group_members(name)
         members |= dict.fromkeys(paths, ranks[name])
-        factors = {path: _stored(U_oR, like) for path, U_oR in zip(paths, Us_oR, strict=True)}
+        factors = {path: stored_factor(U_oR, like) for path, U_oR in zip(paths, Us_oR, strict=True)}
         if len(paths) == 1:
-            replace_linear(model, paths[0], LowRankLinear(factors[paths[0]], _stored(V_Ri, like)))
+            replace_linear(model, paths[0], LowRankLinear(factors[paths[0]], stored_factor(V_Ri, like)))
         else:
-            replace_group(model, factors, _stored(V_Ri, like))
+            replace_group(model, factors, stored_factor(V_Ri, like))
     return CompressionReport(bytes_before=before, bytes_after=linear_bytes(model), ranks=members)
 
 
-def _stored(factor: Tensor, like: Tensor) -> Tensor:
+def stored_factor(factor: Tensor, like: Tensor) -> Tensor:
     """A factor cut loose from its spectrum, row-major, in the model's dtype and on its device."""
     return factor.to(like, copy=True, memory_format=torch.contiguous_format)
 
@@ -261,6 +264,12 @@ def _plus_diagonal(matrix: Tensor, extra: float) -> Tensor:
     return matrix + extra * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
+def damped_root(covariance_DD: Tensor, share: float = 1e-6) -> Tensor:
+    """Lower triangular L in float64, C = L L^T, so much of C's mean eigenvalue being added to its diagonal."""
+    C = covariance_DD.double()
+    return torch.linalg.cholesky(_plus_diagonal(C, share * float(C.diagonal().mean())))
+
+
 def _triangle(weight_oK: Tensor) -> Tensor | None:
     """R of W = Q R for a tall W, from W^T W alone; None where squaring W would lose too many digits of it."""
     R_KK, failed = torch.linalg.cholesky_ex(weight_oK.T @ weight_oK, upper=True)
@@ -268,7 +277,7 @@ def _triangle(weight_oK: Tensor) -> Tensor | None:
     return None if failed.item() or sizes_K.min() < _WELL_CONDITIONED * sizes_K.max() else R_KK
 
 
-def _eigenpairs(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
+def eigenpairs(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
     """Eigenvalues, not below zero, and eigenvectors as columns, the largest first: of these as many as the rank, or all."""
     with _one_thread():
         values, vectors = torch.linalg.eigh(matrix)

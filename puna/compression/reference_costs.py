@@ -13,7 +13,7 @@ from torch import Tensor
 
 from puna.compression.groups import group_members
 from puna.compression.low_rank import Spectrum, compress_low_rank
-from puna.errors import BadData
+from puna.compression.statistics import refuse_no_tokens
 from puna.model.linears.kind import AnyLinear
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear, replace_linear
@@ -34,8 +34,7 @@ def reference_costs(
     Errors: BadData: no window of tokens.
     """
     tokens = sum(ids_BT.numel() for ids_BT in windows)
-    if tokens == 0:
-        raise BadData("calibration: expected at least one window of tokens, got none", "give more calibration text")
+    refuse_no_tokens(tokens)
     windows = [ids_BT.to(model.embed_tokens.weight.device) for ids_BT in windows]
     dense = [model.hidden(ids_BT) for ids_BT in windows]
     costs = {}

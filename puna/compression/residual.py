@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from puna.arch.rounding import Rounding
-from puna.compression.low_rank import Spectrum, decompose
+from puna.compression.low_rank import Spectrum, decompose, stored_factor
 from puna.errors import UsageError, unknown_name
 from puna.model.linears.corrected import CorrectedLinear
 from puna.model.linears.dequantised import DequantisedLinear
@@ -59,5 +59,4 @@ def correct(
 
 
 def _linear(base: DequantisedLinear, spectrum: Spectrum, rank: int, like: Tensor) -> CorrectedLinear:
-    L_oR, R_Ri = (part.to(like, copy=True, memory_format=torch.contiguous_format) for part in spectrum.factors(rank))
-    return CorrectedLinear(base, L_oR, R_Ri)
+    return CorrectedLinear(base, *(stored_factor(part, like) for part in spectrum.factors(rank)))

@@ -14,6 +14,7 @@ from puna.arch.rounding import BLOCK_BYTES, BLOCK_NUMBERS, Rounding
 from puna.compression.residual import Correction, correct
 from puna.errors import UsageError
 from puna.model.linears.dequantised import DequantisedLinear
+from puna.model.linears.fused import first_factor
 from puna.model.linears.kind import AnyLinear, dense_weight, own_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.linears.rounded import rounded
@@ -44,10 +45,9 @@ def round_linears(model: Llama, to: Rounding, residual: Residual | None = None) 
     made: dict[str, AnyLinear] = {}
     for path, linear in named_linears(model):
         if isinstance(linear, LowRankLinear | RoundedLowRankLinear):
-            key = linear.V if isinstance(linear.V, Tensor) else next(linear.V.buffers())
+            key, (U_Ro, V_Ri) = first_factor(linear), _factors(linear)
             if key not in shared:
-                shared[key] = rounded(_factor(linear.V), to)
-            U_Ro = linear.U.T.contiguous() if isinstance(linear.U, Tensor) else _factor(linear.U)
+                shared[key] = rounded(V_Ri, to)
             made[path] = RoundedLowRankLinear(rounded(U_Ro, to), shared[key])
         elif residual is None:
             made[path] = rounded(own_weight(linear), to)
@@ -70,5 +70,8 @@ def _check_rows(model: Llama, to: Rounding) -> None:
                 )
 
 
-def _factor(factor: Tensor | DequantisedLinear) -> Tensor:
-    return factor if isinstance(factor, Tensor) else factor.dense_weight()
+def _factors(linear: LowRankLinear | RoundedLowRankLinear) -> tuple[Tensor, Tensor]:
+    """U^T (R, d_out) and V (R, d_in), dense."""
+    if isinstance(linear, LowRankLinear):
+        return linear.U.T.contiguous(), linear.V
+    return linear.U.dense_weight(), linear.V.dense_weight()

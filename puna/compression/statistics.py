@@ -38,10 +38,13 @@ __all__ = [
     "InputSum",
     "Labels",
     "TwoSidedStatistics",
+    "add_gram",
     "collect_statistics",
     "collect_two_sided_statistics",
     "differentiate",
     "frozen",
+    "refuse_no_tokens",
+    "sum_inputs",
     "too_few_tokens",
     "watched",
 ]
@@ -86,12 +89,25 @@ def collect_statistics(model: Llama, windows: Iterable[Tensor]) -> InputStatisti
     Args:   windows: ids_BT, int64, of the training split only.
     Errors: BadData: no window at all, or activations that are not finite.
     """
-    inputs = {name: InputSum(model, paths[0]) for name, paths in linear_groups(model.config).items()}
-    with watched(model, _see_inputs(model, inputs)):
+    firsts = {paths[0]: name for name, paths in linear_groups(model.config).items()}
+    sums = sum_inputs(model, windows, firsts)
+    grams, magnitudes, tokens = _input_results(model, {firsts[path]: total for path, total in sums.items()})
+    return InputStatistics(grams=grams, magnitudes=magnitudes, tokens=tokens)
+
+
+@torch.no_grad()
+def sum_inputs(model: Llama, windows: Iterable[Tensor], paths: Iterable[str]) -> dict[str, "InputSum"]:
+    """What the Linears at some paths read in calibration windows, each summed by its path.
+
+    Errors: BadData: no window at all, or inputs that are not finite.
+    """
+    sums = {path: InputSum(model, path) for path in paths}
+    with watched(model, {path: total.add for path, total in sums.items()}):
         for ids_BT in windows:
             model.hidden(ids_BT.to(model.embed_tokens.weight.device))
-    grams, magnitudes, tokens = _input_results(model, inputs)
-    return InputStatistics(grams=grams, magnitudes=magnitudes, tokens=tokens)
+    for path, total in sums.items():
+        total.check(path)
+    return sums
 
 
 def collect_two_sided_statistics(
@@ -180,7 +196,8 @@ class InputSum:
             self.magnitude_i.add_(chunk_Ni.abs().sum(0))
 
     def check(self, path: str) -> None:
-        """Errors: BadData naming the Linear whose inputs were not finite."""
+        """Errors: BadData: no token was read; or naming the Linear whose inputs were not finite."""
+        refuse_no_tokens(self.tokens)
         if not self.gram_ii.isfinite().all():
             raise BadData(f"calibration: expected finite inputs of {path}, got NaN or infinity", "check the weights")
 
@@ -211,8 +228,7 @@ class _GradientSum:
         tiny = torch.finfo(g_BTo.dtype).tiny
         g_Mo = (g_BTo * (limit_B11 / lengths_BT1.clamp_min(tiny)).clamp_max(1)).flatten(0, 1)
         self.tokens += len(g_Mo)
-        for chunk_Mo in _chunks(g_Mo):
-            self.gram_oo.add_(chunk_Mo.T @ chunk_Mo)
+        add_gram(self.gram_oo, g_Mo)
 
     def blocks(self, name: str, paths: tuple[str, ...]) -> dict[str, Tensor]:
         """The stacked sum by the group's name, and by the members' paths their diagonal blocks of it."""
@@ -302,14 +318,24 @@ def _input_results(model: Llama, inputs: dict[str, InputSum]) -> tuple[dict[str,
     grams, magnitudes, tokens = {}, {}, 0
     for name, paths in linear_groups(model.config).items():
         total = inputs[name]
-        tokens = total.tokens
-        if tokens == 0:
-            raise BadData("calibration: expected at least one window of tokens, got none", "give more calibration text")
         total.check(paths[0])
+        tokens = total.tokens
         magnitude_i = total.magnitude_i / tokens
         for path in paths:
             grams[path], magnitudes[path] = total.gram_ii, magnitude_i
     return grams, magnitudes, tokens
+
+
+def refuse_no_tokens(tokens: int) -> None:
+    """Errors: BadData where calibration text gave no tokens."""
+    if tokens == 0:
+        raise BadData("calibration: expected at least one window of tokens, got none", "give more calibration text")
+
+
+def add_gram(total_dd: Tensor, rows_Nd: Tensor) -> None:
+    """Add the sum of x x^T over rows to a float64 total."""
+    for chunk_Nd in _chunks(rows_Nd):
+        total_dd.add_(chunk_Nd.T @ chunk_Nd)
 
 
 def _chunks(rows_Nd: Tensor) -> Iterable[Tensor]:

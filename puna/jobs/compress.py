@@ -91,18 +91,18 @@ def compress(
         factored, healed = _shrink(loaded, recipe, fitting, layers, judge, healing, observers)
         save_folder(model, out / "model", tokenizer, _record(recipe, fitting, loaded.base_sha256))
         remove_folder(out / _PARTS)
-        difference = judge.levers[-1]
+        last = judge.levers[-1]
         result = CompressResult(
             method=_method(recipe),
             parameters_before=sizes[0],
             parameters_after=stored_parameters(model),
             bytes_before=sizes[1],
-            bytes_after=stored_bytes(model),
+            bytes_after=last.bytes,
             cache_bytes_before=sizes[2],
-            cache_bytes_after=cache_bytes(model),
-            added_nats=difference.added_nats,
-            added_nats_low=difference.low,
-            added_nats_high=difference.high,
+            cache_bytes_after=last.cache_bytes_per_token,
+            added_nats=last.added_nats,
+            added_nats_low=last.low,
+            added_nats_high=last.high,
             levers=judge.levers,
             ranks={} if factored is None else factored.ranks,
             healing=healed,

@@ -29,6 +29,13 @@ _HEALING = {
     "patience": 8,
 }
 
+_BELONGS = {  # what has no meaning alone: whose it is, in words, and the flag that it needs
+    "pooling": ("kv_heads", "key-value heads", "--kv-heads N"),
+    "embedding_tables": ("embedding_rank", "factored tables", "--embedding-rank K"),
+    "embedding_metric": ("embedding_rank", "factored tables", "--embedding-rank K"),
+    "correction": ("residual_rank", "what rounding loses", "--residual-rank R"),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressRecipe:
@@ -62,20 +69,14 @@ class CompressRecipe:
             raise UsageError(f"--keep: expected a share above 0 and at most 1, got {self.keep}", "0.8 keeps 80 %")
         if self.allocation == "greedy" and self.calibration is None:
             raise UsageError("--allocation greedy needs --calibration", "what a matrix is worth is measured on it")
-        self._check_residual()
-        for name in ("tables", "metric"):
-            value = getattr(self, f"embedding_{name}")
-            if self.embedding_rank is None and value not in ("both", "two-sided"):
-                raise UsageError(f"--embedding-{name} {value} is of factored tables", "add --embedding-rank K")
-        if self.pooling != "joint" and self.kv_heads is None:
-            raise UsageError(f"--pooling {self.pooling} is of key-value heads", "add --kv-heads N")
-        if self.needs_calibration and self.calibration is None:
-            needy = "--kv-heads" if self.kv_heads is not None else "--embedding-rank"
-            if self.correction_reads:
-                needy = "--residual-rank"
-            if self.wanted is not None:
-                needy = f"--method {self.method}"
-            raise UsageError(f"{needy} needs --calibration", "name a text of the kind the model will see")
+        for name, (owner, subject, hint) in _BELONGS.items():
+            value = getattr(self, name)
+            if getattr(self, owner) is None and value != type(self).__dataclass_fields__[name].default:
+                raise UsageError(f"--{name.replace('_', '-')} {value} is of {subject}", f"add {hint}")
+        if self.residual_rank is not None:
+            self._check_residual(self.residual_rank)
+        if self.calibration is None and (fitted := self._fitted()):
+            raise UsageError(f"{fitted[0]} needs --calibration", "name a text of the kind the model will see")
         if self.calibration is None and self.evaluate is None:
             raise UsageError("expected --calibration or --evaluate", "a text is needed to measure the added nats")
         if self.healing is not None:
@@ -84,11 +85,7 @@ class CompressRecipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether something is fitted to a text."""
-        if (self.kv_heads is not None and self.pooling != "mean") or self.correction_reads:
-            return True
-        if self.embedding_rank is not None and self.embedding_metric != "plain":
-            return True
-        return self.wanted is not None and (self.method != "svd" or self.allocation == "greedy")
+        return bool(self._fitted())
 
     @property
     def wanted(self) -> float | None:
@@ -110,17 +107,24 @@ class CompressRecipe:
     def _names_low_rank(self) -> bool:
         return self.method != "auto" or self.allocation is not None
 
-    def _check_residual(self) -> None:
-        if self.correction != "alternating" and self.residual_rank is None:
-            raise UsageError(f"--correction {self.correction} is of what rounding loses", "add --residual-rank R")
-        if self.residual_rank is None:
-            return
+    def _fitted(self) -> list[str]:
+        """The flags of what is fitted to a text."""
+        fits = {
+            f"--method {self.method}": self.wanted is not None
+            and (self.method != "svd" or self.allocation == "greedy"),
+            "--kv-heads": self.kv_heads is not None and self.pooling != "mean",
+            "--embedding-rank": self.embedding_rank is not None and self.embedding_metric != "plain",
+            "--residual-rank": self.correction_reads,
+        }
+        return [flag for flag, is_fitted in fits.items() if is_fitted]
+
+    def _check_residual(self, rank: int) -> None:
         if self.quantize is None:
             raise UsageError("--residual-rank corrects what rounding loses", "add --quantize nf4")
         if self.wanted not in (None, 1):
             raise UsageError("--residual-rank beside --keep: factors are not corrected", "choose one of them")
-        if self.residual_rank < 1:
-            raise UsageError(f"--residual-rank: expected at least 1, got {self.residual_rank}", "16 is usual")
+        if rank < 1:
+            raise UsageError(f"--residual-rank: expected at least 1, got {rank}", "16 is usual")
 
     def _check_healing(self, healing: TrainingConfig) -> None:
         if (self.wanted, self.kv_heads, self.embedding_rank) == (None, None, None):

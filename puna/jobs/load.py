@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from puna.model.linears.adapter import Adapter
 from puna.model.linears.int8 import Int8Linear, Int8WeightLinear
 from puna.model.linears.kind import AnyLinear
 from puna.model.linears.narrow import NarrowLinear
-from puna.model.linears.nf4 import Nf4Linear
+from puna.model.linears.rounded import rounded
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears, replace_linear
 from puna.planning.settings import BASES, Base
@@ -178,8 +178,7 @@ def _rounding(base: Base | None, dtype: torch.dtype, *, mapped: bool) -> Callabl
     """What makes each block Linear of its dense weight; None: it stays dense, in `dtype`."""
     if base == "bfloat16" and dtype == torch.float32 and not mapped:
         return lambda weight_oi: NarrowLinear(weight_oi.to(torch.bfloat16))
-    kinds = {"int8": Int8WeightLinear.from_dense, "nf4": Nf4Linear.from_dense}
-    return None if base is None else kinds.get(base)
+    return partial(rounded, to=base) if base in ("int8", "nf4") else None
 
 
 def _multiply_in_integers(llama: Llama) -> None:

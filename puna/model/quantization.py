@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from puna.arch.rounding import NF4_MAXIMA, NF4_NUMBERS
+
 __all__ = [
     "NF4_LEVELS",
     "dequantize_maxima",
@@ -28,8 +30,7 @@ __all__ = [
     "quantize_rows_int8",
 ]
 
-_BLOCK = 64  # numbers that share a maximum
-_GROUP = 256  # maxima that share a scale
+_BLOCK, _GROUP = NF4_NUMBERS, NF4_MAXIMA
 _SLICE = 1 << 20  # numbers worked on at a time: temporaries of a large weight stay below 25 MB
 
 

@@ -19,6 +19,7 @@ from math import prod
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import EMBEDDING, HEAD, linear_shapes
+from puna.arch.rounding import NF4_MAXIMA, NF4_NUMBERS
 from puna.planning.activations import layer_bytes
 from puna.planning.counting import kv_cache_bytes_per_token, linear_parameters, lora_parameters, parameter_count
 from puna.planning.own_loop import own_block_phase, own_loss_phase
@@ -51,7 +52,6 @@ STREAM_BUFFERS = 2
 """Streamed layers on the device at once: one multiplies while the next arrives."""
 
 _LOGIT_BYTES_16 = 2 + 4 + 4  # the logit, its float32 copy, the copy's gradient
-_NF4_BLOCK, _NF4_SCALES = 64, 256  # numbers that share an 8-bit maximum; maxima that share a float32 scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +182,8 @@ def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:
 
     Source: Dettmers et al. 2023, arXiv:2305.14314, section 3; 0.5625 and 0.515869 bytes a number.
     """
-    blocks = -(-numbers // _NF4_BLOCK)
-    maxima = blocks + 4 * -(-blocks // _NF4_SCALES) + 4 if double_quantised else 4 * blocks
+    blocks = -(-numbers // NF4_NUMBERS)
+    maxima = blocks + 4 * -(-blocks // NF4_MAXIMA) + 4 if double_quantised else 4 * blocks
     return -(-numbers // 2) + maxima
 
 

@@ -67,7 +67,7 @@ class DenseTensors:
         """The stored tensor whose type a parameter takes: its own, that of dense factors, a norm in place of codes."""
         module = path.removesuffix(".weight")
         if module not in self._entries:
-            return self._parts.get(path, self._parts.get(f"{module}.Z", self._parts["norm.weight"]))
+            return self._parts.get(path) or self._parts[f"{module}.Z"]
         own = {"low_rank": "U", "fused": "U", "corrected": "L"}.get(self._entries[module].kind)
         return self._parts.get(f"{module}.{own}", self._parts["norm.weight"])
 

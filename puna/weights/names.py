@@ -16,7 +16,7 @@ from typing import Literal
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import linear_path, linear_shapes
-from puna.arch.rounding import BLOCK_BYTES, BLOCK_NUMBERS, Rounding
+from puna.arch.rounding import BLOCK_BYTES, BLOCK_NUMBERS, NF4_MAXIMA, NF4_NUMBERS, Rounding
 from puna.weights.tensor_header import BLOCKS, FLOATS
 
 __all__ = [
@@ -90,9 +90,9 @@ def _rounded(rounding: str, d_out: int, d_in: int) -> Shapes:
     if rounding == "int8":
         return {"weight": ((d_out, d_in), frozenset({"I8"})), "scale": ((d_out, 1), frozenset({"F32"}))}
     if rounding == "nf4":
-        numbers, blocks = d_out * d_in, -(-d_out * d_in // 64)
+        numbers, blocks = d_out * d_in, -(-d_out * d_in // NF4_NUMBERS)
         codes: Shapes = {"codes": ((-(-numbers // 2),), frozenset({"U8"})), "maxima": ((blocks,), frozenset({"I8"}))}
-        return codes | {"scales": ((-(-blocks // 256),), frozenset({"F32"})), "mean": ((), frozenset({"F32"}))}
+        return codes | {"scales": ((-(-blocks // NF4_MAXIMA),), frozenset({"F32"})), "mean": ((), frozenset({"F32"}))}
     return {"codes": ((d_out, d_in // BLOCK_NUMBERS * BLOCK_BYTES[rounding]), frozenset({"U8"}))}
 
 

@@ -14,7 +14,7 @@ from puna.model.linears.kind import AnyLinear
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.linears.rounded_low_rank import RoundedLowRankLinear
 
-__all__ = ["fused_linears", "fused_paths"]
+__all__ = ["first_factor", "fused_linears", "fused_paths"]
 
 
 def fused_linears(Us_oR: Iterable[Tensor], V_Ri: Tensor) -> tuple[LowRankLinear, ...]:
@@ -32,6 +32,10 @@ def fused_paths(linears: Iterable[tuple[str, AnyLinear]]) -> Iterator[tuple[str,
     members: dict[Tensor, list[str]] = {}
     for path, linear in linears:
         if isinstance(linear, LowRankLinear | RoundedLowRankLinear):
-            V = linear.V if isinstance(linear.V, Tensor) else next(linear.V.buffers())
-            members.setdefault(V, []).append(path)
+            members.setdefault(first_factor(linear), []).append(path)
     yield from (tuple(paths) for paths in members.values() if len(paths) > 1)
+
+
+def first_factor(linear: LowRankLinear | RoundedLowRankLinear) -> Tensor:
+    """The tensor that is one and the same in Linears that share V: V itself, or where it is of few bits its first part."""
+    return linear.V if isinstance(linear, LowRankLinear) else next(linear.V.buffers())
