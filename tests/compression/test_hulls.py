@@ -84,7 +84,7 @@ def test_more_budget_never_loses_more(instance: list[list[Option]]) -> None:
 def test_a_hull_lies_under_every_option_and_its_slopes_flatten(options: list[Option]) -> None:
     hull = lower_hull(options)
     slopes = [(b.loss - a.loss) / (b.cost - a.cost) for a, b in itertools.pairwise(hull)]
-    assert all(slope < 0 for slope in slopes)
+    assert all(a.cost < b.cost and a.loss > b.loss for a, b in itertools.pairwise(hull))
     assert slopes == sorted(slopes)
     for option in options:
         for a, b in itertools.pairwise(hull):
