@@ -1,12 +1,14 @@
 """Every method of low rank against stored bits: added nats, in its own domain and in another, on three calibration samples.
 
     python bench/compress.py MODEL TEXT [--judge TEXT] [--other TEXT] [--keeps 0.9 0.8 0.7 0.6 0.4] [--samples 3] [--windows 64]
-                             [--heal SECONDS] [--heal-keeps 0.6 0.4] [--healing-rate 1e-3] [--judged 200000]
+                             [--every-setting] [--heal SECONDS] [--heal-keeps 0.6 0.4] [--heal-samples 3] [--healing-rate 1e-3]
+                             [--judged 200000]
 
 The text of --judge judges, or TEXT's last fifth; a sample is so many windows of 512 tokens drawn from the rest, no window
 in two samples. All arms
 use the same windows. The published baseline, SVD-LLM's whitened truncation, is the best of three dampings in float64, by
-what it adds on the judging text, which favours it. Prints a line of JSON for each sample, share and arm: stored share of
+what it adds on the judging text, which favours it. --every-setting: the two-sided arms with the text's own labels and with
+less damping as well. Prints a line of JSON for each sample, share and arm: stored share of
 the block Linears, added nats with their 95 % interval paired over windows, and the ratio to the baseline's; then a table of
 means over the samples.
 """
@@ -42,8 +44,8 @@ from puna.training.config import TimeBudget, TrainingConfig
 WINDOW, PIECE = 512, 1 << 14
 BASELINE_DAMPINGS = (0.0, 1e-4, 1e-2)
 LABELS: tuple[Labels, ...] = ("sampled", "data")
-DAMPINGS = (Damping(inputs=0.01, gradients=0.03), Damping(inputs=0.1, gradients=0.3))
-BASELINE, HEALED = "svd-llm", "+ groups (data, 0.01/0.03)"
+DAMPINGS = (Damping(inputs=0.1, gradients=0.3), Damping(inputs=0.01, gradients=0.03))
+BASELINE, HEALED = "svd-llm", "+ groups (sampled, 0.1/0.3)"
 LORA = LoraSettings(rank=8, alpha=16.0, targets=LINEARS)  # SVD-LLM's own healing
 
 
@@ -94,9 +96,9 @@ def _first(pieces: Sequence[str], characters: int) -> list[str]:
     return kept
 
 
-def arms(model: Llama, windows: Sequence[Tensor]) -> Iterator[Arm]:
-    """One at a time: what is decomposed is dropped before the next."""
-    found = {labels: collect_two_sided_statistics(model, windows, labels=labels) for labels in LABELS}
+def arms(model: Llama, windows: Sequence[Tensor], settings: int) -> Iterator[Arm]:
+    """One at a time: what is decomposed is dropped before the next. settings: how many labels and dampings."""
+    found = {labels: collect_two_sided_statistics(model, windows, labels=labels) for labels in LABELS[:settings]}
     sampled = found["sampled"]
     yield Arm("svd", "svd", "uniform", dict(decompose_by(model, "svd", sampled)))
     yield Arm("asvd", "asvd", "uniform", dict(decompose_by(model, "asvd", sampled)))
@@ -104,7 +106,7 @@ def arms(model: Llama, windows: Sequence[Tensor]) -> Iterator[Arm]:
         spectra = dict(decompose_linears(model, sampled.grams, damping=Damping(inputs=share, gradients=0.0)))
         yield Arm(f"{BASELINE} {share:g}", "whitened", "uniform", spectra)
     for labels, statistics in found.items():
-        for damping in DAMPINGS:
+        for damping in DAMPINGS[:settings]:
             yield from _two_sided(model, statistics, damping, f"{labels}, {damping.inputs:g}/{damping.gradients:g}")
 
 
@@ -120,8 +122,8 @@ def _two_sided(model: Llama, found: TwoSidedStatistics, damping: Damping, name: 
 class Bench:
     """One model, judged before and after."""
 
-    def __init__(self, loaded: LoadedModel, texts: Texts) -> None:
-        self.loaded, self.texts = loaded, texts
+    def __init__(self, loaded: LoadedModel, texts: Texts, settings: int) -> None:
+        self.loaded, self.texts, self.settings = loaded, texts, settings
         self.before = self._judge(loaded.llama)
         self.stored = linear_bytes(loaded.llama)
 
@@ -156,7 +158,7 @@ class Bench:
     ) -> Iterator[dict[str, object]]:
         """Every arm at every share, and one of them healed, its factors or a LoRA beside them."""
         model = self.loaded.llama
-        for arm in arms(model, windows):
+        for arm in arms(model, windows, self.settings):
             for keep in keeps:
                 smaller, costs = shared_copy(model), None
                 if arm.allocation == "greedy":
@@ -210,7 +212,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--judged", type=int, default=200_000)
+    parser.add_argument("--every-setting", action="store_true")
     parser.add_argument("--heal", type=float)
+    parser.add_argument("--heal-samples", type=int, default=3)
     parser.add_argument("--heal-keeps", type=float, nargs="+", default=[0.6, 0.4])
     parser.add_argument("--healing-rate", type=float, default=1e-3)
     given = parser.parse_args()
@@ -221,10 +225,11 @@ def main() -> None:
         budget=TimeBudget(seconds=given.heal), batch=8, micro_batch=8, seq=WINDOW, learning_rate=given.healing_rate,
         weight_decay=0.0, validate_every=10, checkpoint_every=10,
     )  # fmt: skip
-    bench, lines = Bench(loaded, texts), []
+    bench, lines = Bench(loaded, texts, 2 if given.every_setting else 1), []
     for number in range(given.samples):
         started, windows = time.monotonic(), drawn[number :: given.samples]
-        for facts in bench.sample(windows, given.keeps, number, healing, given.heal_keeps):
+        healed = given.heal_keeps if number < given.heal_samples else ()
+        for facts in bench.sample(windows, given.keeps, number, healing, healed):
             lines.append(facts)
             print(json.dumps(facts), flush=True)
         print(

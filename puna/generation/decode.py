@@ -126,23 +126,32 @@ def stream(
 
 
 @torch.inference_mode()
-def greedy_ids(model: Llama, prompt_ids: Sequence[int], tokens: int) -> list[int]:
-    """The likeliest id after a prompt, `tokens` times; without a tokenizer nothing ends it."""
+def greedy_ids(
+    model: Llama, prompt_ids: Sequence[int], tokens: int, choose: Callable[[Tensor], int] | None = None
+) -> list[int]:
+    """The likeliest id after a prompt, `tokens` times; without a tokenizer nothing ends it.
+
+    Args: choose: finds it from hidden_D, the head's input, instead of the head (a preview head).
+    """
     cache = KVCache(
         model.config, len(prompt_ids) + tokens, dtype=model.norm.weight.dtype, device=model.norm.weight.device
     )
     unread, ids = list(prompt_ids), list[int]()
     while len(ids) < tokens:
-        unread = [int(_next_logits(model, unread, cache).argmax())]
+        hidden_D = _next_hidden(model, unread, cache)
+        unread = [int(model.lm_head(hidden_D[None]).argmax()) if choose is None else choose(hidden_D)]
         ids += unread
     return ids
 
 
 def _next_logits(model: Llama, ids: Sequence[int], cache: KVCache) -> Tensor:
     """logits_V in float32 of the token after `ids`, which the cache now holds too."""
-    ids_BT = torch.tensor([ids], device=model.norm.weight.device)
-    hidden_BTD = model.hidden(ids_BT, cache=cache)
-    return model.lm_head(hidden_BTD[0, -1:])[0].float()
+    return model.lm_head(_next_hidden(model, ids, cache)[None])[0].float()
+
+
+def _next_hidden(model: Llama, ids: Sequence[int], cache: KVCache) -> Tensor:
+    """hidden_D of the last of `ids`, which the cache now holds too: what the head reads."""
+    return model.hidden(torch.tensor([ids], device=model.norm.weight.device), cache=cache)[0, -1]
 
 
 def _checked_prompt(model: Llama, tokenizer: Tokenizer, ids: Sequence[int], max_new_tokens: int) -> list[int]:

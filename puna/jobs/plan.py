@@ -9,15 +9,16 @@ from puna.arch.config import ModelConfig
 from puna.arch.modules import match_linears
 from puna.arch.presets import PRESETS, Generation, find_preset
 from puna.errors import UsageError, unknown_name
+from puna.jobs.compressed import compressed_sizes
 from puna.jobs.measured import measured_rates
 from puna.jobs.quantities import parse_bytes
 from puna.planning import counting
 from puna.planning.compute import forward_flops, training_flops
 from puna.planning.fit import Attempt, CardFit, Fit, fit_cards, fit_memory
 from puna.planning.memory import Memory, bus_bytes_per_step, peak_memory
-from puna.planning.settings import Base, FullTraining, Inference, LoraTraining, Loss, Method, Settings
+from puna.planning.settings import Base, Compressed, FullTraining, Inference, LoraTraining, Loss, Method, Settings
 from puna.planning.speed import step_seconds
-from puna.weights.headers import read_config
+from puna.weights.headers import read_stored
 
 __all__ = ["AdapterMethod", "Lora", "PlanFlops", "PlanResult", "PlanSettings", "PlansResult", "Traits", "plan"]
 
@@ -90,7 +91,7 @@ class PlanResult:
     to fit, `settings`, `bytes` and `flops` are those found, `changed` says what differs from the wanted ones, and where
     `fits` is false they are those of `smallest_bytes`, the smallest memory that would do. Else `fits` is None. `tried`
     are the steps of that search, `instead` what would fit on a smaller base. `seconds_per_step` is of a training step on
-    this processor, where `puna doctor` has measured it.
+    this processor, where `puna doctor` has measured it and the model is dense.
     """
 
     model: str
@@ -160,8 +161,9 @@ def plan(
     chosen: Base = base or ("float32" if isinstance(training, FullTraining) else "bfloat16")
     results = []
     for model in several:
-        name, config, generation = _read(model)
+        name, config, generation, compressed = _read(model)
         settings = Settings(
+            compressed=compressed,
             method=training,
             seq=_sequence(name, config, seq),
             batch=batch,
@@ -171,7 +173,7 @@ def plan(
         )
         card_settings = replace(settings, base=base or "bfloat16") if cards else None
         found = _find(config, settings, memory_bytes)
-        lora_size = _lora(config, lora, method)
+        lora_size = _lora(config, lora, method, _counts(config, compressed)[0])
         results.append(_plan_one(name, config, generation, found, lora_size, memory_bytes, card_settings))
     return results[0] if len(results) == 1 else PlansResult(plans=tuple(results))
 
@@ -191,12 +193,12 @@ def _plan_one(
     memory_bytes: int | None,
     card_settings: Settings | None,
 ) -> PlanResult:
-    parameters = counting.parameter_count(config)
+    parameters, table, head = _counts(config, found.settings.compressed)
     return PlanResult(
         model=name,
         parameters=parameters,
-        embedding_parameters=counting.embedding_parameters(config),
-        head_parameters=counting.head_parameters(config),
+        embedding_parameters=table,
+        head_parameters=head,
         trainable_parameters={"inference": 0, "full": parameters, "lora": lora.parameters}[found.settings.method.kind],
         lora=lora,
         bytes=found.memory,
@@ -216,7 +218,15 @@ def _plan_one(
     )
 
 
-def _lora(config: ModelConfig, lora: LoraTraining, method: AdapterMethod) -> Lora:
+def _counts(config: ModelConfig, compressed: Compressed | None) -> tuple[int, int, int]:
+    """Numbers of the model, of its input table, and of a head that is not the table."""
+    if compressed is not None:
+        return compressed.parameters + counting.norm_parameters(config), compressed.table, compressed.head
+    parameters = counting.parameter_count(config)
+    return parameters, counting.embedding_parameters(config), counting.head_parameters(config)
+
+
+def _lora(config: ModelConfig, lora: LoraTraining, method: AdapterMethod, parameters: int) -> Lora:
     """The adapter's size."""
     factors = counting.lora_parameters(config, lora.rank, lora.targets)
     trained = counting.lora_parameters(config, lora.rank, lora.targets, magnitudes=lora.magnitudes)
@@ -225,18 +235,19 @@ def _lora(config: ModelConfig, lora: LoraTraining, method: AdapterMethod) -> Lor
         rank=lora.rank,
         parameters=trained,
         frozen=(factors if lora.starts else 0) + trained - factors,
-        percent=100 * trained / counting.parameter_count(config),
+        percent=100 * trained / parameters,
         per_module=counting.lora_per_module(config, lora.rank, lora.targets, magnitudes=lora.magnitudes),
     )
 
 
-def _read(model: Model) -> tuple[str, ModelConfig, Generation | None]:
+def _read(model: Model) -> tuple[str, ModelConfig, Generation | None, Compressed | None]:
     if isinstance(model, ModelConfig):
-        return "config", model, None
+        return "config", model, None, None
     if isinstance(model, str) and (model in PRESETS or not Path(model).exists()):
         preset = find_preset(model)
-        return preset.name, preset.config, preset.generation
-    return str(model), read_config(Path(model)), None
+        return preset.name, preset.config, preset.generation, None
+    stored = read_stored(Path(model))
+    return str(model), stored.model, None, compressed_sizes(stored)
 
 
 def _method(train: str | None, lora: LoraTraining) -> Method:
@@ -257,17 +268,15 @@ def _sequence(name: str, config: ModelConfig, seq: int | None) -> int:
 
 
 def _flops(config: ModelConfig, settings: Settings) -> PlanFlops:
-    trained = settings
-    if isinstance(settings.method, Inference):
-        trained = replace(settings, method=FullTraining(), base="float32", checkpointing=False)
-    return PlanFlops(
-        forward_per_token=forward_flops(config, settings.seq).total // settings.seq,
-        train_per_token=training_flops(config, trained) // trained.tokens,
-    )
+    forward = forward_flops(config, settings.seq, compressed=settings.compressed).total
+    is_trained = not isinstance(settings.method, Inference)
+    training = training_flops(config, settings) // settings.tokens if is_trained else 3 * forward // settings.seq
+    return PlanFlops(forward_per_token=forward // settings.seq, train_per_token=training)
 
 
 def _seconds(config: ModelConfig, settings: Settings) -> float | None:
-    rates = None if isinstance(settings.method, Inference) else measured_rates()
+    unknown = isinstance(settings.method, Inference) or settings.compressed is not None
+    rates = None if unknown else measured_rates()
     return None if rates is None else step_seconds(config, settings, rates)
 
 

@@ -21,9 +21,15 @@ from puna.arch.config import ModelConfig
 from puna.arch.modules import EMBEDDING, HEAD, linear_shapes
 from puna.arch.rounding import NF4_MAXIMA, NF4_NUMBERS
 from puna.planning.activations import layer_bytes
-from puna.planning.counting import kv_cache_bytes_per_token, linear_parameters, lora_parameters, parameter_count
+from puna.planning.counting import (
+    kv_cache_bytes_per_token,
+    linear_parameters,
+    lora_parameters,
+    norm_parameters,
+    parameter_count,
+)
 from puna.planning.own_loop import own_block_phase, own_loss_phase
-from puna.planning.settings import ADAM_FLOAT32, ADAM_MIXED, Base, Inference, LoraTraining, Settings
+from puna.planning.settings import ADAM_FLOAT32, ADAM_MIXED, Base, Compressed, Inference, LoraTraining, Settings
 
 __all__ = [
     "LOSS_CHUNK_TOKENS",
@@ -32,7 +38,6 @@ __all__ = [
     "STREAM_BUFFERS",
     "Memory",
     "bus_bytes_per_step",
-    "layer_weight_bytes",
     "nf4_bytes",
     "peak_memory",
     "streamed_layer_bytes",
@@ -102,14 +107,24 @@ def _first_and_last_gradient(config: ModelConfig, settings: Settings, gradients:
         outer = [[name] if name in method.targets else [] for name in (HEAD, EMBEDDING)]
         head, embedding = (lora_parameters(config, method.rank, names, method.ranks) for names in outer)
         return method.adam.gradient * head, method.adam.gradient * embedding
-    table = gradients // parameter_count(config) * config.vocab_size * config.dim
+    each = gradients // _trained(config, settings)
+    if (smaller := settings.compressed) is not None:
+        return each * (smaller.head or smaller.table), each * (smaller.table if smaller.head else 0)
+    table = each * config.vocab_size * config.dim
     return table, 0 if config.tied_embeddings else table
 
 
 def _full_states(config: ModelConfig, settings: Settings) -> dict[str, int]:
     """All gradients and moments of full training."""
-    adam, trained = ADAM_FLOAT32 if settings.base == "float32" else ADAM_MIXED, parameter_count(config)
+    adam, trained = ADAM_FLOAT32 if settings.base == "float32" else ADAM_MIXED, _trained(config, settings)
     return {"gradients": trained * adam.gradient, "optimizer": trained * adam.states}
+
+
+def _trained(config: ModelConfig, settings: Settings) -> int:
+    """Numbers of full training."""
+    if (smaller := settings.compressed) is None:
+        return parameter_count(config)
+    return smaller.linears + smaller.table + smaller.head + norm_parameters(config)
 
 
 def _adapter_states(config: ModelConfig, method: LoraTraining) -> dict[str, int]:
@@ -132,11 +147,12 @@ def _device_weights(config: ModelConfig, settings: Settings) -> int:
     if settings.mapped:
         return (2 * config.n_layers + 1) * config.dim * settings.compute_bytes
     layers = min(settings.streamed_layers, config.n_layers)
-    weights = weight_bytes(config, settings.base, is_wide=settings.is_wide)
+    weights = weight_bytes(config, settings.base, is_wide=settings.is_wide, compressed=settings.compressed)
     if layers > STREAM_BUFFERS:
         weights -= (layers - STREAM_BUFFERS) * streamed_layer_bytes(config, settings)
     if settings.streamed_embedding and not config.tied_embeddings:
-        weights -= config.vocab_size * config.dim * settings.compute_bytes
+        table = config.vocab_size * config.dim if settings.compressed is None else settings.compressed.table
+        weights -= table * settings.compute_bytes
     return weights
 
 
@@ -149,21 +165,27 @@ def bus_bytes_per_step(config: ModelConfig, settings: Settings) -> int:
 
 
 def streamed_layer_bytes(config: ModelConfig, settings: Settings) -> int:
-    """What one streamed layer has in host memory: its frozen Linears. Norms and adapters stay on the device."""
-    return _linear_bytes(config, settings.base)
+    """What one streamed layer has in host memory, of a compressed model the mean one: its frozen Linears. Norms and adapters
+    stay on the device.
+    """
+    return -(-_linears_bytes(config, settings.base, settings.compressed) // config.n_layers)
 
 
-def weight_bytes(config: ModelConfig, base: Base, *, is_wide: bool = False) -> int:
+def weight_bytes(
+    config: ModelConfig, base: Base, *, is_wide: bool = False, compressed: Compressed | None = None
+) -> int:
     """Stored weights. A quantised base keeps embedding, head and norms in 16 bits, or wide; int8 has a float32 scale a row."""
-    layers = config.n_layers * layer_weight_bytes(config, base, is_wide=is_wide)
-    outside = parameter_count(config) - linear_parameters(config) - 2 * config.n_layers * config.dim
-    return layers + outside * (4 if base == "float32" or is_wide else 2)
+    outside = parameter_count(config) - linear_parameters(config)
+    if compressed is not None:
+        outside = compressed.table + compressed.head + norm_parameters(config)
+    return _linears_bytes(config, base, compressed) + outside * (4 if base == "float32" or is_wide else 2)
 
 
-def layer_weight_bytes(config: ModelConfig, base: Base, *, is_wide: bool = False) -> int:
-    """One layer's stored weights, the gains of its norms included."""
-    norms = 2 * config.dim * (4 if base == "float32" or is_wide else 2)
-    return norms + _linear_bytes(config, base)
+def _linears_bytes(config: ModelConfig, base: Base, compressed: Compressed | None) -> int:
+    """All blocks' Linears as they are stored."""
+    if compressed is None or base in ("int8", "nf4"):
+        return config.n_layers * _linear_bytes(config, base)
+    return compressed.linears * (4 if base == "float32" else 2) + compressed.rounded_bytes
 
 
 def _linear_bytes(config: ModelConfig, base: Base) -> int:
@@ -225,7 +247,7 @@ def _inference_memory(config: ModelConfig, settings: Settings, runtime_bytes: in
     logits = settings.batch * config.vocab_size * (4 if c == 4 else 2 + 4)
     block = settings.tokens * c * (2 * config.dim + 4 * config.ffn_dim) + _dequantised(config, settings)
     return Memory(
-        weights=weight_bytes(config, settings.base, is_wide=settings.is_wide),
+        weights=weight_bytes(config, settings.base, is_wide=settings.is_wide, compressed=settings.compressed),
         kv_cache=settings.tokens * kv_cache_bytes_per_token(config, c),
         activations=max(0, block - logits),
         logits=logits,

@@ -16,6 +16,7 @@ __all__ = [
     "LOSSES",
     "AdamBytes",
     "Base",
+    "Compressed",
     "FullTraining",
     "Inference",
     "LoraTraining",
@@ -93,6 +94,28 @@ Method = Inference | FullTraining | LoraTraining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compressed:
+    """What a compressed model holds in place of its dense matrices; counted in numbers, but for what is stored in few bits.
+
+    linears, rounded_bytes: of the blocks' Linears, numbers in the base's type, and bytes of codes and scales.
+    table, head: numbers of the input table, and of a head that does not share it.
+    products, head_products: numbers that a token is multiplied with, by the block Linear's name over all layers; the head's.
+    """
+
+    linears: int
+    rounded_bytes: int
+    table: int
+    head: int
+    products: Mapping[str, int]
+    head_products: int
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the model computes with, few bits or not, without its norms' gains."""
+        return sum(self.products.values()) + self.table + self.head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """One plan's choices; `base` is how the weights are stored, `unfused` which kernels keep more than they need to.
 
@@ -104,6 +127,7 @@ class Settings:
     mapped: frozen matrices stay in their file; its pages are the system's to keep or forget, and are not counted.
     streamed_layers: frozen layers that lie in host memory and pass through two buffers on the device, twice a step.
     streamed_embedding: the input table stays in host memory; only the rows of a batch are copied.
+    compressed: what stands in place of dense matrices. On an int8 or NF4 base the blocks' Linears are made anew, of dense ones.
     """
 
     method: Method
@@ -122,6 +146,7 @@ class Settings:
     mapped: bool = False
     streamed_layers: int = 0
     streamed_embedding: bool = False
+    compressed: Compressed | None = None
 
     def __post_init__(self) -> None:
         for name in ("seq", "batch"):
@@ -135,6 +160,11 @@ class Settings:
             raise UsageError(
                 f"base: expected float32 or bfloat16 for full training, got {self.base}",
                 "quantised weights cannot be trained; --train lora trains an adapter beside them",
+            )
+        if self.method.kind == "full" and self.compressed is not None and self.compressed.rounded_bytes:
+            raise UsageError(
+                "full training: expected weights in floating point, got a model stored in few bits",
+                "--train lora trains an adapter beside them",
             )
         if self.autocast and self.base != "float32":
             raise UsageError(f"autocast: expected base float32, got {self.base}", "a smaller base has 16-bit products")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from puna.arch.config import ModelConfig
 from puna.errors import FormatError
-from puna.weights.checkpoint import CheckpointHeader, file_inside
+from puna.weights.checkpoint import CheckpointConfig, CheckpointHeader, file_inside
 from puna.weights.config_json import config_from_json
 from puna.weights.gguf import read_gguf
 from puna.weights.gguf_config import gguf_config, read_gguf_file
@@ -14,19 +14,24 @@ from puna.weights.meta import PARAMS_FILE, MetaSettings
 from puna.weights.meta_folder import read_meta_folder
 from puna.weights.strict_json import read_object
 
-__all__ = ["find_checkpoint", "is_hub_name", "read_config", "read_header"]
+__all__ = ["find_checkpoint", "is_hub_name", "read_config", "read_header", "read_stored"]
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def read_config(path: Path, meta: MetaSettings | None = None) -> ModelConfig:
     """The model of a checkpoint of any format, or of a config.json. Errors: FormatError."""
+    return read_stored(path, meta).model
+
+
+def read_stored(path: Path, meta: MetaSettings | None = None) -> CheckpointConfig:
+    """The model and how it is stored, by the same; no tensor need be there. Errors: FormatError."""
     place = find_checkpoint(path)
     if _is_gguf(place):
-        return gguf_config(read_gguf(place)).model
+        return gguf_config(read_gguf(place))
     if _is_meta(place):
-        return read_header(place, meta).config
-    return config_from_json(read_object(place if place.is_file() else file_inside(place, CONFIG_FILE))).model
+        return read_header(place, meta).stored
+    return config_from_json(read_object(place if place.is_file() else file_inside(place, CONFIG_FILE)))
 
 
 def read_header(path: Path, meta: MetaSettings | None = None) -> CheckpointHeader:
