@@ -16,6 +16,7 @@ from puna.arch.modules import ADAPTABLE, EMBEDDING, HEAD, match_targets, target_
 from puna.errors import CheckpointMismatch, UsageError
 from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.adapter import Adapter, LoraOverride, LoraSettings
+from puna.model.linears.corrected import CorrectedLinear
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.lora import DoraLinear, LoraEmbedding, LoraLinear, lora_linear
 from puna.model.llama import Llama
@@ -103,6 +104,7 @@ def adapter_of(model: Llama, base_sha256: str | None = None, base_type: str | No
         },
         base_sha256=base_sha256,
         base_type=base_type,
+        beside_corrected=any(isinstance(lora.base, CorrectedLinear) for lora in loras.values()),
     )
 
 

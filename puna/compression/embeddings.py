@@ -31,6 +31,7 @@ __all__ = [
     "TableMetric",
     "TableStatistics",
     "Tables",
+    "check_tables",
     "collect_table_statistics",
     "factor_table",
     "factor_tables",
@@ -127,7 +128,7 @@ def factor_tables(
              factored already.
     """
     config, like = model.config, model.embed_tokens.weight
-    _check(model, rank, metric, tables)
+    check_tables(model, rank, metric, tables)
     input_DD = hidden_DD = p_V = None
     if metric != "plain":
         assert statistics is not None, "what occurs is not known"
@@ -148,7 +149,8 @@ def factor_tables(
     return made
 
 
-def _check(model: Llama, rank: int, metric: str, tables: str) -> None:
+def check_tables(model: Llama, rank: int, metric: str, tables: str) -> None:
+    """Whether `factor_tables` can do this. Errors: UsageError, as there."""
     config = model.config
     for name, value, known in (("metric", metric, get_args(TableMetric)), ("tables", tables, get_args(Tables))):
         if value not in known:

@@ -20,7 +20,7 @@ from torch import Tensor
 from puna.compression.low_rank import damped_root
 from puna.errors import UsageError, unknown_name
 
-__all__ = ["HeadLoss", "Heads", "Pooling", "pool_heads"]
+__all__ = ["HeadLoss", "Heads", "Pooling", "check_kv_heads", "pool_heads"]
 
 Pooling = Literal["joint", "aligned", "mean"]
 _ROUNDS = 10  # of turning every head towards the mean of all; two or three are enough
@@ -46,6 +46,14 @@ class HeadLoss:
     values: float
 
 
+def check_kv_heads(before: int, after: int) -> None:
+    """Errors: UsageError: so many heads cannot be made of those there are."""
+    if after < 1 or before % after:
+        raise UsageError(
+            f"kv_heads: expected a divisor of {before}, got {after}", "each new head stands for as many old ones"
+        )
+
+
 @torch.no_grad()
 def pool_heads(
     heads: Heads, groups: int, covariance_DD: Tensor, pooling: Pooling = "joint"
@@ -55,11 +63,7 @@ def pool_heads(
     Args:   groups: key-value heads afterwards, a divisor of those before. covariance_DD: mean of x x^T of the layer's input.
     Errors: UsageError.
     """
-    before = len(heads.k_PED)
-    if groups < 1 or before % groups:
-        raise UsageError(
-            f"kv_heads: expected a divisor of {before}, got {groups}", "each new head stands for as many old ones"
-        )
+    check_kv_heads(len(heads.k_PED), groups)
     if pooling not in get_args(Pooling):
         raise unknown_name("pooling", pooling, get_args(Pooling))
     if pooling == "mean":

@@ -22,7 +22,7 @@ from puna.model.linears.rounded_low_rank import RoundedLowRankLinear
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears, replace_linear
 
-__all__ = ["Residual", "round_linears"]
+__all__ = ["Residual", "check_rounding", "round_linears"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ def round_linears(model: Llama, to: Rounding, residual: Residual | None = None) 
 
     Errors: UsageError: rows that are no whole number of blocks; a residual rank that a matrix does not have.
     """
-    _check_rows(model, to)
+    check_rounding(model, to, None if residual is None else residual.rank)
     shared: dict[Tensor, DequantisedLinear] = {}
     made: dict[str, AnyLinear] = {}
     for path, linear in named_linears(model):
@@ -58,9 +58,15 @@ def round_linears(model: Llama, to: Rounding, residual: Residual | None = None) 
         replace_linear(model, path, linear)
 
 
-def _check_rows(model: Llama, to: Rounding) -> None:
-    """Blocks lie along the inputs of a weight, and along both widths of factors. Errors: UsageError, before anything changed."""
+def check_rounding(model: Llama, to: Rounding, residual_rank: int | None = None) -> None:
+    """Whether `round_linears` can do this: blocks lie along the inputs of a weight, and along both widths of factors.
+
+    Errors: UsageError, as there.
+    """
     for path, linear in named_linears(model):
+        narrow = min(linear.in_features, linear.out_features)
+        if residual_rank is not None and not 1 <= residual_rank <= narrow:
+            raise UsageError(f"{path}: residual rank: expected 1 to {narrow}, got {residual_rank}", "16 is usual")
         is_factored = isinstance(linear, LowRankLinear | RoundedLowRankLinear)
         for width in (linear.in_features, linear.out_features)[: 1 + is_factored]:
             if to in BLOCK_BYTES and width % BLOCK_NUMBERS:

@@ -125,7 +125,7 @@ def _save(recipe: AdaptRecipe, loaded: LoadedModel, result: AdaptResult, data_sh
         save_folder(loaded.llama, Path(result.model), loaded.tokenizer, base=read_header(recipe.base))
     if result.adapter is not None:
         adapter = adapter_of(loaded.llama, base_sha256=weights_sha256(recipe.base), base_type=recipe.base_type)
-        card = adapter_card(recipe, result, data_sha256)
+        card = adapter_card(recipe, result, data_sha256, beside_corrected=adapter.beside_corrected)
         save_adapter(adapter, Path(result.adapter), base=str(recipe.base.resolve()), card=card)
 
 

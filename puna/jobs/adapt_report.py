@@ -114,7 +114,7 @@ def _answers(lang: str, answers: Sequence[AnsweredPrompt]) -> tuple[Section, ...
     return (Section(title=label(lang, "run.answers.title"), words=(words,), items=quotes),)
 
 
-def adapter_card(recipe: AdaptRecipe, result: AdaptResult, data_sha256: str) -> str:
+def adapter_card(recipe: AdaptRecipe, result: AdaptResult, data_sha256: str, *, beside_corrected: bool) -> str:
     """Markdown for the adapter's folder: base, data, method, gain and forgetting. The same run gives the same card."""
     assert recipe.lora is not None
     lora, training, change = recipe.lora, recipe.training, result.change
@@ -138,4 +138,5 @@ def adapter_card(recipe: AdaptRecipe, result: AdaptResult, data_sha256: str) -> 
         old = f"{change.before[1]:.4f} -> {change.after[1]:.4f} nats per token, {change.forgetting:.4f} forgotten"
         lines.append(("old kind of text", old))
     body = "".join(f"- {name}: {words}\n" for name, words in lines)
-    return f"# Adapter\n\n{body}\nThe whole recipe is recipe.toml of its run. PEFT and `puna load` read this folder.\n"
+    readers = "Puna alone reads this folder, beside its base" if beside_corrected else "PEFT and Puna read this folder"
+    return f"# Adapter\n\n{body}\nThe whole recipe is recipe.toml of its run. {readers}.\n"

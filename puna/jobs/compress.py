@@ -4,7 +4,7 @@ import hashlib
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from puna.compression.embeddings import collect_table_statistics, factor_tables
+from puna.compression.embeddings import FactoredTable, check_tables, collect_table_statistics, factor_tables
 from puna.compression.fewer_heads import attention_grams, pool_key_value_heads
+from puna.compression.heads import check_kv_heads
 from puna.compression.healing import teacher, train_everything, train_factors
-from puna.compression.rounding import Residual, round_linears
+from puna.compression.rounding import Residual, check_rounding, round_linears
 from puna.compression.sizes import stored_bytes, stored_parameters
 from puna.compression.statistics import collect_statistics, too_few_tokens
 from puna.errors import UsageError
@@ -28,7 +29,7 @@ from puna.jobs.healing import Healed, heal
 from puna.jobs.layerwise import LayerNotice, LayerObserver, Layerwise, is_layerwise, load_mapped
 from puna.jobs.levers import Judge, Lever, cache_bytes, levers_section
 from puna.jobs.load import LoadedModel, find_model, load
-from puna.jobs.low_rank_report import kept_figure, spectra_section
+from puna.jobs.low_rank_report import kept_figure, spectra_section, tables_section
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run
@@ -69,6 +70,15 @@ class CompressResult:
     model: str
 
 
+@dataclass(slots=True, kw_only=True)
+class _Made:
+    """What the levers found out on their way, for the report."""
+
+    factored: Factored | None = None
+    tables: dict[str, FactoredTable] = field(default_factory=dict)
+    healed: Healed | None = None
+
+
 def compress(
     recipe: CompressRecipe, out: Path, *, device: str = "auto", observers: tuple[Callable[[Any], None], ...] = ()
 ) -> CompressResult:
@@ -88,7 +98,7 @@ def compress(
         sizes = stored_parameters(model), stored_bytes(model), cache_bytes(model)
         judge = Judge(model=model, tokenizer=tokenizer, texts=judging, before=before)
         healing = partial(_heal, loaded, recipe, fitting, folder, peak=peak, observers=observers)
-        factored, healed = _shrink(loaded, recipe, fitting, layers, judge, healing, observers)
+        made = _shrink(loaded, recipe, fitting, layers, judge, healing, observers)
         save_folder(model, out / "model", tokenizer, _record(recipe, fitting, loaded.base_sha256))
         remove_folder(out / _PARTS)
         last = judge.levers[-1]
@@ -104,13 +114,13 @@ def compress(
             added_nats_low=last.low,
             added_nats_high=last.high,
             levers=judge.levers,
-            ranks={} if factored is None else factored.ranks,
-            healing=healed,
+            ranks={} if made.factored is None else made.factored.ranks,
+            healing=made.healed,
             seconds=time.monotonic() - started,
             peak_bytes=peak.growth_bytes(),
             model=str(out / "model"),
         )
-        _report(folder, result, factored)
+        _report(folder, result, made)
     return result
 
 
@@ -129,7 +139,8 @@ def compress_rows(result: CompressResult, lang: str = "en") -> list[tuple[str, s
     ]
 
 
-def _report(folder: RunFolder, result: CompressResult, factored: Factored | None, lang: str = "en") -> None:
+def _report(folder: RunFolder, result: CompressResult, made: _Made, lang: str = "en") -> None:
+    factored = made.factored
     sections = [size_section(lang, result.bytes_before, result.bytes_after)]
     if len(result.levers) > 1 or result.cache_bytes_after != result.cache_bytes_before:
         sections.append(levers_section(lang, result.levers))
@@ -137,6 +148,8 @@ def _report(folder: RunFolder, result: CompressResult, factored: Factored | None
         sections.append(ranks_section(lang, result.ranks, kept_figure(lang, factored)))
         if factored.has_spectra:
             sections.append(spectra_section(lang, factored))
+    if made.tables:
+        sections.append(tables_section(lang, made.tables))
     if result.healing is not None:
         sections += learning_sections(lang, folder)
     write_run_report(folder, "compress", compress_rows(result, lang), sections, lang)
@@ -154,9 +167,20 @@ def _open(
     loaded = load_mapped(source) if is_mapped else load(source, device=place)
     if recipe.wanted is not None or recipe.kv_heads is not None:
         refuse_compressed(loaded.llama, source)
+    _check_levers(loaded.llama, recipe)
     if not is_mapped:
         return loaded, None
     return loaded, Layerwise(parts=folder.path / _PARTS, base_sha256=loaded.base_sha256, observers=observers)
+
+
+def _check_levers(model: Llama, recipe: CompressRecipe) -> None:
+    """What a lever would refuse later on, before the work begins. Errors: UsageError."""
+    if recipe.kv_heads is not None:
+        check_kv_heads(model.config.n_kv_heads, recipe.kv_heads)
+    if recipe.embedding_rank is not None:
+        check_tables(model, recipe.embedding_rank, recipe.embedding_metric, recipe.embedding_tables)
+    if recipe.quantize is not None:
+        check_rounding(model, recipe.quantize, recipe.residual_rank)
 
 
 def _shrink(
@@ -167,9 +191,9 @@ def _shrink(
     judge: Judge,
     healing: Callable[[Llama], Healed],
     observers: tuple[Callable[[Any], None], ...],
-) -> tuple[Factored | None, Healed | None]:
-    """Pull, in place, the levers that the recipe asks for, each judged; return what low rank made of it, and healing."""
-    model, factored, healed = loaded.llama, None, None
+) -> _Made:
+    """Pull, in place, the levers that the recipe asks for, each judged."""
+    model, made = loaded.llama, _Made()
     dense = None if recipe.healing is None else teacher(model, everything_learns=recipe.everything_learns)
     windows: list[Tensor] = []
     if recipe.needs_calibration:
@@ -182,23 +206,25 @@ def _shrink(
         judge.add("kv_heads")
     if recipe.wanted is not None:
         if layers is not None:
-            factored = layers.factorise(model, windows, recipe.wanted)
+            made.factored = layers.factorise(model, windows, recipe.wanted)
         else:
             allocation = recipe.allocation or usual_allocation(recipe.method)
-            factored = factorise(model, recipe.method, recipe.wanted, allocation, windows)
+            made.factored = factorise(model, recipe.method, recipe.wanted, allocation, windows)
         judge.add("low_rank")
     if recipe.embedding_rank is not None:
         statistics = None if recipe.embedding_metric == "plain" else collect_table_statistics(model, windows)
-        factor_tables(model, recipe.embedding_rank, statistics, recipe.embedding_metric, recipe.embedding_tables)
+        made.tables = factor_tables(
+            model, recipe.embedding_rank, statistics, recipe.embedding_metric, recipe.embedding_tables
+        )
         judge.add("embeddings")
     if dense is not None:
         (train_everything if recipe.everything_learns else train_factors)(model)
-        healed = healing(dense)
+        made.healed = healing(dense)
         judge.add("healing")
     if recipe.quantize is not None:
         round_linears(model, recipe.quantize, _residual(recipe, model, windows))
         judge.add("bits")
-    return factored, healed
+    return made
 
 
 def _residual(recipe: CompressRecipe, model: Llama, windows: Sequence[Tensor]) -> Residual | None:

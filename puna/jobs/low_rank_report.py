@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from statistics import median
 
+from puna.compression.embeddings import FactoredTable
 from puna.compression.hulls import Matrix
 from puna.jobs.factoring import Factored
 from puna.report.axes import Axis
@@ -12,7 +13,7 @@ from puna.report.labels import label
 from puna.report.page import Figure, Section
 from puna.report.panels import Panel, PanelChart
 
-__all__ = ["kept_figure", "spectra_section"]
+__all__ = ["kept_figure", "spectra_section", "tables_section"]
 
 _POINTS = 40  # of a curve
 
@@ -38,13 +39,34 @@ def spectra_section(lang: str, factored: Factored) -> Section:
     panels = [
         _panel(kind, [matrix for _, matrix in found.values()]) for kind, found in _by_kind(factored.matrices).items()
     ]
-    chart = PanelChart(
+    figure = Figure(content=_chart(lang, panels), caption=label(lang, "spectra.caption"))
+    return Section(title=label(lang, "spectra.title"), words=(label(lang, "spectra.words"),), items=(figure,))
+
+
+def tables_section(lang: str, tables: Mapping[str, FactoredTable]) -> Section:
+    """The loss that is left at each number of directions, for each table that was made smaller, and the number that it has."""
+    panels = []
+    for name, table in tables.items():
+        energies = table.energy_D.tolist()
+        curve, kept = _loss_left(energies), len(table.R_KD) / len(energies)
+        panels.append(_line(label(lang, f"tables.{name}"), (curve, curve, curve), kept))
+    figure = Figure(content=_chart(lang, panels), caption=label(lang, "tables.caption"))
+    return Section(title=label(lang, "tables.title"), words=(label(lang, "tables.words"),), items=(figure,))
+
+
+def _chart(lang: str, panels: Sequence[Panel]) -> PanelChart:
+    return PanelChart(
         x=Axis(label=label(lang, "spectra.x_axis"), form="percent"),
         y=Axis(label=label(lang, "spectra.y_axis"), form="percent", is_log=True),
         panels=panels,
     )
-    figure = Figure(content=chart, caption=label(lang, "spectra.caption"))
-    return Section(title=label(lang, "spectra.title"), words=(label(lang, "spectra.words"),), items=(figure,))
+
+
+def _line(name: str, curves: tuple[Sequence[float], Sequence[float], Sequence[float]], mark: float) -> Panel:
+    """Args: curves: the least, the middle and the most that is left."""
+    low, middle, high = curves
+    shares = [index / _POINTS for index in range(_POINTS + 1)]
+    return Panel(name=name, x=shares, low=low, middle=middle, high=high, mark=mark)
 
 
 def _by_kind(matrices: Mapping[str, Matrix]) -> dict[str, dict[int, tuple[str, Matrix]]]:
@@ -67,14 +89,8 @@ def _panel(kind: str, matrices: Sequence[Matrix]) -> Panel:
     curves = list(zip(*(_loss_left(matrix.energies) for matrix in matrices), strict=True))
     first = matrices[0]
     even = first.dense / (first.d_out + first.d_in) / min(first.d_out, first.d_in)
-    return Panel(
-        name=kind,
-        x=[index / _POINTS for index in range(_POINTS + 1)],
-        low=[min(values) for values in curves],
-        middle=[median(values) for values in curves],
-        high=[max(values) for values in curves],
-        mark=even,
-    )
+    low, middle, high = ([summary(values) for values in curves] for summary in (min, median, max))
+    return _line(kind, (low, middle, high), even)
 
 
 def _loss_left(energies: Sequence[float]) -> list[float]:

@@ -92,6 +92,12 @@ ENGLISH_COMPRESSION = {
     "spectra.title": "How fast the loss falls with the rank",
     "spectra.words": "Every matrix is a sum of parts, the most valuable first. A curve that falls steeply needs few of them; one "
     "that falls slowly is the last to be cut.",
+    "tables.title": "How many directions the tables need",
+    "tables.words": "A table of token vectors is a sum of directions too. By how often tokens occur and by what the loss feels, "
+    "where the metric says so, each is worth something.",
+    "tables.caption": "The share of the table’s loss, around its mean, that is left. The dashed line is where it was cut.",
+    "tables.embed_tokens": "input table",
+    "tables.lm_head": "head",
     "spectra.x_axis": "parts kept",
     "spectra.y_axis": "loss that is left",
     "spectra.caption": "The share of each matrix’s own loss that is left: the line is the median over the layers, the band "

@@ -6,6 +6,8 @@
 
 Only options that change nothing, or that we compute, are accepted; every other active one is refused by name. The hash of
 the base's weights and what they were rounded to travel in the tensors' metadata (`puna.base_sha256`, `puna.base_type`).
+What learned beside a base of few bits with its correction is of a type of its own, which PEFT refuses by that name: no other
+program forms such a base, and beside another the same numbers mean nothing.
 Format: docs/formats.md 5.
 """
 
@@ -34,6 +36,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 _BASE_HASH, _BASE_TYPE = "puna.base_sha256", "puna.base_type"
 _PREFIX = "base_model.model."
+_PLAIN, _CORRECTED = "LORA", "PUNA_LORA_BESIDE_CORRECTED"
 _LAYER = re.compile(r"layers\.(\d{1,6})\.(?:self_attn|mlp)\.(\w+)")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+")
 _SUFFIXES = {"A": ".lora_A.weight", "B": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"}
@@ -79,7 +82,7 @@ def save_adapter(adapter: Adapter, folder: Path, base: str, card: str = "") -> N
     """
     settings = adapter.settings
     config: dict[str, Any] = {
-        "peft_type": "LORA",
+        "peft_type": _CORRECTED if adapter.beside_corrected else _PLAIN,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "revision": None,
@@ -122,7 +125,8 @@ def load_adapter(path: Path) -> Adapter:
     folder = find_adapter(path)
     if (folder / MANIFEST).exists():
         verify_folder(folder)
-    settings = _read_settings(read_object(file_inside(folder, ADAPTER_CONFIG)))
+    record = read_object(file_inside(folder, ADAPTER_CONFIG))
+    settings = _read_settings(record)
     weights = file_inside(folder, ADAPTER_WEIGHTS)
     headers, metadata = read_tensor_headers(weights)
     places = {header.name: _place(weights, header, settings) for header in headers}
@@ -140,6 +144,7 @@ def load_adapter(path: Path) -> Adapter:
         copies=parts("copy"),
         base_sha256=metadata.get(_BASE_HASH),
         base_type=metadata.get(_BASE_TYPE),
+        beside_corrected=record.values["peft_type"] == _CORRECTED,
     )
 
 
@@ -161,7 +166,7 @@ def read_base_path(path: Path) -> Path | None:
 
 
 def _read_settings(record: JsonObject) -> LoraSettings:
-    record.one_of("peft_type", ("LORA",), expected="LORA", hint="other kinds of adapters are not supported")
+    record.one_of("peft_type", (_PLAIN, _CORRECTED), expected=_PLAIN, hint="other kinds of adapters are not supported")
     if record.values.get("bias", "none") != "none":
         raise record.refuse("bias", "none", "biases are not supported")
     start = record.values.get("init_lora_weights", True)

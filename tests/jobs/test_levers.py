@@ -142,6 +142,21 @@ def test_heads_that_do_not_divide_leave_the_folder_free(world, runs: Path) -> No
     assert compress(recipe_for(world, kv_heads=2), runs / "a").added_nats == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"kv_heads": 3}, "expected a divisor of 2, got 3"),
+        ({"embedding_rank": 1000}, "embedding rank: expected 1 to"),
+        ({"quantize": "q8_0"}, "q8_0 expects a width"),
+        ({"quantize": "nf4", "residual_rank": 1000}, "residual rank: expected 1 to"),
+    ],
+)
+def test_what_a_later_lever_cannot_do_is_said_before_the_work_begins(world, runs, monkeypatch, given, said) -> None:
+    monkeypatch.setattr("puna.jobs.compress.calibration_texts", lambda _: pytest.fail("the work has begun"))
+    with pytest.raises(UsageError, match=said):
+        compress(recipe_for(world, **given), runs / "a")
+
+
 @pytest.mark.parametrize("to", ["int8", "nf4"])
 def test_bits_come_after_low_rank_and_are_judged_by_the_weights_alone(world, runs: Path, to: Rounding) -> None:
     result = compress(recipe_for(world, kv_heads=None, keep=0.5, method="svd", quantize=to), runs / "a")
@@ -177,6 +192,7 @@ def test_smaller_tables_are_a_lever_among_others_and_heal(world, runs: Path) -> 
     assert result.method == "joint+svd+tables two-sided+int8"
     assert [lever.name for lever in result.levers] == ["kv_heads", "low_rank", "embeddings", "healing", "bits"]
     assert all(first.bytes >= second.bytes for first, second in pairwise(result.levers))
+    assert "How many directions the tables need" in (runs / "a" / "report.html").read_text()
     loaded = load(runs / "a")
     assert isinstance(loaded.llama.embed_tokens, FactoredEmbedding)
     assert loaded.generate("the llama", max_new_tokens=4).text is not None

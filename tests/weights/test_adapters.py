@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from puna.adaptation.merge import merge
 from puna.adaptation.targets import adapter_of, attach, attach_adapter, detach
 from puna.arch.modules import ADAPTABLE, LINEARS
+from puna.compression.rounding import Residual, round_linears
 from puna.errors import CheckpointMismatch, FormatError
 from puna.files import MANIFEST
 from puna.model.linears.adapter import LoraOverride, LoraSettings
@@ -273,3 +274,19 @@ def test_the_real_adapter_gives_the_reference_logits(shared_data):
         logits = model(torch.tensor([reference["prompt"]]))[0, -1]
     expected = torch.tensor(reference["last_logits_first16"])
     assert (logits[:16] - expected).abs().max() <= 1e-4 * logits.abs().max()
+
+
+def test_an_adapter_of_a_corrected_base_is_ours_alone(tiny, tmp_path):
+    round_linears(tiny, "nf4", Residual(rank=4, correction="plain"))
+    save_folder(tiny, tmp_path / "base")
+    save_adapter(trained(tiny, ALL), tmp_path / "adapter", base="../base")
+    with pytest.raises(KeyError, match="PUNA_LORA_BESIDE_CORRECTED"):
+        PeftConfig.from_pretrained(tmp_path / "adapter")
+    again, adapter = load_llama(tmp_path / "base"), load_adapter(tmp_path / "adapter")
+    assert adapter.beside_corrected
+    attach_adapter(again, adapter)
+    with torch.no_grad():
+        assert torch.equal(again(IDS), tiny(IDS))
+    merge(again)
+    with torch.no_grad():
+        assert (again(IDS) - tiny(IDS)).abs().max() < T32 * tiny(IDS).abs().max()

@@ -94,6 +94,7 @@ class Adapter:
 
     For the embedding d_in is the vocabulary and d_out the width. copies: base weights that a PEFT file repeats.
     base_sha256, base_type: the weights it learned beside, and what they were rounded to; None: not known.
+    beside_corrected: among these are weights of few bits with their correction, which no other program forms.
     """
 
     settings: LoraSettings
@@ -102,6 +103,7 @@ class Adapter:
     copies: dict[str, Tensor] = field(default_factory=dict)
     base_sha256: str | None = None
     base_type: str | None = None
+    beside_corrected: bool = False
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compare with a model's weights. Args: shapes: by path of the module. Errors: CheckpointMismatch naming a path."""
