@@ -1,6 +1,7 @@
 """Smaller tables: nats that they add, what they store, and what a token then costs, against the rank.
 
-    python bench/embeddings.py MODEL TEXT... --judge TEXT [--ranks 32 64 128 192] [--windows 64] [--judged 200000] [--rounds 9]
+    python bench/embeddings.py MODEL TEXT... --judge TEXT [--ranks 32 64 128 192] [--sides both input head] [--windows 64]
+                               [--judged 200000] [--rounds 9]
 
 Windows of 512 tokens, evenly drawn from the texts, say how often tokens occur, what the loss feels and what the head reads.
 Each of the three metrics is judged at every rank; of a pair that is not tied the input and the head alone as well. Prints a
@@ -13,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
+from typing import get_args
 
 import torch
 from judging import Judged, judging_parser
@@ -47,11 +49,16 @@ def main() -> None:
     """Factor, judge, time."""
     parser = judging_parser(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[32, 64, 128, 192])
+    parser.add_argument("--sides", nargs="+", default=list(get_args(Tables)))
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     judged = Judged(given)
     dense, statistics = judged.model, collect_table_statistics(judged.model, judged.windows)
-    sides: tuple[Tables, ...] = ("both",) if dense.config.tied_embeddings else ("both", "input", "head")
+    sides = [
+        side
+        for side in get_args(Tables)
+        if side in given.sides and (side == "both" or not dense.config.tied_embeddings)
+    ]
     for rank in given.ranks:
         for tables in sides:
             for metric in METRICS:

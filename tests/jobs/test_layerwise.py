@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from puna.compression.sizes import linear_bytes
+from puna.compression.sizes import linear_bytes, stored_bytes
 from puna.errors import CheckpointMismatch, DiskFull, Interrupted
+from puna.evaluation.perplexity import evaluate_text
 from puna.jobs import layer_parts, layerwise
 from puna.jobs.calibration import calibration_texts, calibration_windows
 from puna.jobs.compress import compress
@@ -22,6 +23,7 @@ from puna.jobs.convert import convert
 from puna.jobs.factoring import factorise
 from puna.jobs.layerwise import LayerEvent, LayerNotice, is_layerwise, load_mapped
 from puna.jobs.load import load
+from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.surgery import named_linears
 
@@ -263,3 +265,18 @@ def test_only_whitened_at_uniform_ranks_on_a_processor_goes_layer_by_layer(world
     assert not is_layerwise(recipe_for(world, allocation="greedy"), cpu)
     assert not is_layerwise(recipe_for(world), torch.device("cuda"))
     assert not is_layerwise(CompressRecipe(model=world.run, calibration=world.text), cpu)
+
+
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_tables_and_bits_come_after_it(world: Any, runs: Path, keep: float) -> None:
+    recipe = recipe_for(world, keep=keep, embedding_rank=24, quantize="int8")
+    result = compress(recipe, runs / "a")
+    assert [lever.name for lever in result.levers] == ["low_rank", "embeddings", "bits"]
+    loaded = load(runs / "a").llama
+    assert isinstance(loaded.embed_tokens, FactoredEmbedding)
+    assert stored_bytes(loaded) == result.bytes_after == result.levers[-1].bytes < result.bytes_before / 2
+    judged = [
+        evaluate_text(each.llama, each.tokenizer, world.judge.read_text())
+        for each in (load(world.run), load(runs / "a"))
+    ]
+    assert judged[1].nats_per_token - judged[0].nats_per_token == pytest.approx(result.added_nats, abs=1e-6)
