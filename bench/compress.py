@@ -1,20 +1,22 @@
 """Every method of low rank against stored bits: added nats, in its own domain and in another, on three calibration samples.
 
     python bench/compress.py MODEL TEXT [--judge TEXT] [--other TEXT] [--keeps 0.9 0.8 0.7 0.6 0.4] [--samples 3] [--windows 64]
-                             [--every-setting] [--heal SECONDS] [--heal-keeps 0.6 0.4] [--heal-samples 3] [--healing-rate 1e-3]
-                             [--judged 200000]
+                             [--judged 200000] [--every-setting] [--arms NAME...]
+                             [--heal SECONDS] [--heal-keeps 0.6 0.4] [--heal-samples 3] [--healing-rate 1e-3]
 
 The text of --judge judges, or TEXT's last fifth; a sample is so many windows of 512 tokens drawn from the rest, no window
-in two samples. All arms
-use the same windows. The published baseline, SVD-LLM's whitened truncation, is the best of three dampings in float64, by
-what it adds on the judging text, which favours it. --every-setting: the two-sided arms with the text's own labels and with
-less damping as well. Prints a line of JSON for each sample, share and arm: stored share of
-the block Linears, added nats with their 95 % interval paired over windows, and the ratio to the baseline's; then a table of
-means over the samples.
+in two samples. All arms use the same windows. The published baseline, SVD-LLM's whitened truncation, is the best of three
+dampings in float64, by what it adds on the judging text, which favours it. --every-setting: the two-sided arms with the
+text's own labels and with less damping as well. --arms: only those whose names begin so. Healing learns from the whole of
+what samples are drawn from, as `puna compress --heal` does: the factors, and a LoRA beside them, from the same start. Prints
+a line of JSON for each sample, share and arm: stored share of the block Linears, added nats with their 95 % interval paired
+over windows; then a table of means over the samples, with their ratios to the baseline's.
 """
 
 import argparse
+import copy
 import json
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,8 +124,8 @@ def _two_sided(model: Llama, found: TwoSidedStatistics, damping: Damping, name: 
 class Bench:
     """One model, judged before and after."""
 
-    def __init__(self, loaded: LoadedModel, texts: Texts, settings: int) -> None:
-        self.loaded, self.texts, self.settings = loaded, texts, settings
+    def __init__(self, loaded: LoadedModel, texts: Texts, settings: int, arms: Sequence[str]) -> None:
+        self.loaded, self.texts, self.settings, self.arms = loaded, texts, settings, tuple(arms)
         self.before = self._judge(loaded.llama)
         self.stored = linear_bytes(loaded.llama)
 
@@ -159,23 +161,23 @@ class Bench:
         """Every arm at every share, and one of them healed, its factors or a LoRA beside them."""
         model = self.loaded.llama
         for arm in arms(model, windows, self.settings):
-            for keep in keeps:
+            for keep in keeps if arm.name.startswith(self.arms) else ():
                 smaller, costs = shared_copy(model), None
                 if arm.allocation == "greedy":
                     costs = measured_costs(smaller, arm.method, arm.spectra, windows, keep)
                 factorise(smaller, arm.method, keep, arm.allocation, windows, arm.spectra, costs)
                 yield self.facts(smaller, arm.name, keep, number)
                 if healing is not None and keep in healed and arm.name == HEALED:
-                    cut = shared_copy(smaller)
+                    cut = copy.deepcopy(smaller)
                     train_factors(smaller)
-                    self._heal(smaller, windows, healing)
+                    self._heal(smaller, healing)
                     yield self.facts(smaller, "+ healing of the factors", keep, number)
                     attach(cut, LORA, seed=0)
-                    self._heal(cut, windows, healing)
+                    self._heal(cut, healing)
                     yield self.facts(cut, "+ healing by LoRA", keep, number)
 
-    def _heal(self, smaller: Llama, windows: Sequence[Tensor], healing: TrainingConfig) -> None:
-        documents = [window[0].tolist() for window in windows]
+    def _heal(self, smaller: Llama, healing: TrainingConfig) -> None:
+        documents = [window[0].tolist() for window in self.texts.windows]
         done = heal_in_passing(smaller, self.loaded.llama, documents, healing)
         print(json.dumps({"healed": done.steps, "best": done.step, "kl": [done.kl_before, done.kl_after]}), flush=True)
 
@@ -191,9 +193,9 @@ def table(lines: Sequence[Mapping[str, object]]) -> None:
         means = {key: mean(values) for key, values in found.items()}
         if not means:
             continue
+        baseline = {key: value for key, value in means.items() if key[0].startswith(BASELINE)}
         best = {
-            keep: min(value for (arm, at), value in means.items() if at == keep and arm.startswith(BASELINE))
-            for keep in keeps
+            keep: min((value for (_, at), value in baseline.items() if at == keep), default=math.nan) for keep in keeps
         }
         print(f"\n{domain}: " + ", ".join(f"keep {keep:g}" for keep in keeps))
         for arm in dict.fromkeys(arm for arm, _ in means):
@@ -213,6 +215,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--judged", type=int, default=200_000)
     parser.add_argument("--every-setting", action="store_true")
+    parser.add_argument("--arms", nargs="+", default=[""])
     parser.add_argument("--heal", type=float)
     parser.add_argument("--heal-samples", type=int, default=3)
     parser.add_argument("--heal-keeps", type=float, nargs="+", default=[0.6, 0.4])
@@ -223,9 +226,9 @@ def main() -> None:
     drawn = random.Random(0).sample(texts.windows, min(len(texts.windows), given.samples * given.windows))
     healing = None if given.heal is None else TrainingConfig(
         budget=TimeBudget(seconds=given.heal), batch=8, micro_batch=8, seq=WINDOW, learning_rate=given.healing_rate,
-        weight_decay=0.0, validate_every=10, checkpoint_every=10,
+        weight_decay=0.0, validate_every=25, checkpoint_every=25,
     )  # fmt: skip
-    bench, lines = Bench(loaded, texts, 2 if given.every_setting else 1), []
+    bench, lines = Bench(loaded, texts, 2 if given.every_setting else 1, given.arms), []
     for number in range(given.samples):
         started, windows = time.monotonic(), drawn[number :: given.samples]
         healed = given.heal_keeps if number < given.heal_samples else ()
