@@ -1,6 +1,6 @@
 """A model worth compressing: 3.5 M parameters in products, trained on Python sources for about an hour on two cores.
 
-    python bench/well_trained.py OUT [--tokens 8M] [--megabytes 30] [--resume]
+    python bench/well_trained.py OUT [--tokens 8M] [--megabytes 30] [--kv-heads 2] [--resume]
 
 An undertrained model's matrices are nearly of low rank, and every way of compressing them looks free. Gathers sources of
 the Python that runs this, its installed packages included, a file in 40 held out; learns a vocabulary of 4,096, trains by
@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 from puna.arch.config import ModelConfig
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokens", type=parse_count, default=8_000_000)
     parser.add_argument("--megabytes", type=int, default=30)
+    parser.add_argument("--kv-heads", type=int, default=MODEL.n_kv_heads, help="8 for a parent of bench/heads.py")
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
     text, tokenizer, shards = (given.out / name for name in ("text", "tokenizer", "shards"))
@@ -81,7 +83,9 @@ def main() -> None:
         budget=TokenBudget(tokens=given.tokens), batch=8, micro_batch=8, seq=512, learning_rate=2e-3, optimizer="muon",
         schedule=StableSchedule(decay=0.3), validate_every=100, checkpoint_every=100,
     )  # fmt: skip
-    recipe = TrainRecipe(model=MODEL, training=training, data=(DataSource(path=shards),))
+    recipe = TrainRecipe(
+        model=replace(MODEL, n_kv_heads=given.kv_heads), training=training, data=(DataSource(path=shards),)
+    )
     with training_progress("training") as observer:
         result = train(recipe, given.out / "run", resume=given.resume, observers=(observer,))
     print(

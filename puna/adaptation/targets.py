@@ -104,7 +104,7 @@ def adapter_of(model: Llama, base_sha256: str | None = None, base_type: str | No
         },
         base_sha256=base_sha256,
         base_type=base_type,
-        beside_corrected=any(isinstance(lora.base, CorrectedLinear) for lora in loras.values()),
+        beside_corrected=any(isinstance(module, CorrectedLinear) for module in model.modules()),
     )
 
 

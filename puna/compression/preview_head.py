@@ -32,43 +32,51 @@ class Choice:
 
 
 class PreviewHead:
-    """The arg-max of W h for one h, mostly from K of D columns; V (K + 1) + D D numbers stand beside W."""
+    """The arg-max of W h for one h, mostly from K of D columns, float32. V (K + 1) + 2 D D numbers stand beside W; it is made in
+    float64: 16 bytes for each number of W.
+    """
 
     def __init__(self, weight_VD: Tensor, covariance_DD: Tensor, rank: int, candidates: int = 256) -> None:
         """Args: covariance_DD: of what the head reads (`collect_table_statistics`). rank: K. Errors: UsageError."""
         vocabulary, dim = weight_VD.shape
-        for name, value, most in (("rank", rank, dim - 1), ("candidates", candidates, vocabulary)):
+        if weight_VD.dtype != torch.float32:
+            raise UsageError(
+                f"preview head: expected float32, got {weight_VD.dtype}", "16-bit scores tie: widen the head"
+            )
+        limits = ("rank", rank, dim - 1, f"{dim // 4} is a"), ("candidates", candidates, vocabulary, "64 are a")
+        for name, value, most, usual in limits:
             if not 1 <= value <= most:
-                raise UsageError(
-                    f"preview {name}: expected 1 to {most}, got {value}", "a quarter of the width is a beginning"
-                )
+                raise UsageError(f"preview {name}: expected 1 to {most}, got {value}", f"{usual} beginning")
         self.weight_VD, self.rank, self.candidates = weight_VD, rank, candidates
         L_DD = damped_root(covariance_DD)
-        centred_VD = weight_VD.double()
-        self.mean_D = centred_VD.mean(dim=0)
-        centred_VD -= self.mean_D
+        self.mean_D = weight_VD.double().mean(dim=0)
+        centred_VD = weight_VD.double() - self.mean_D
         _, Q_DD = eigenpairs(L_DD.T @ (centred_VD.T @ centred_VD) @ L_DD)
         A_VD = centred_VD @ (L_DD @ Q_DD)
         self.turn_DD = torch.linalg.solve_triangular(L_DD.T, Q_DD, upper=True).T.contiguous()
-        self.lead_VK = A_VD[:, :rank].to(weight_VD.dtype).contiguous()
-        self.tail_V = A_VD[:, rank:].norm(dim=1).to(weight_VD.dtype)
-        unit = torch.finfo(weight_VD.dtype).eps
-        self._rounding = (
-            unit * (rank + 3) * float(A_VD.norm(dim=1).max())
-        )  # of z^, for |t| = 1, in any order of summing
-        self._exact = unit * dim * float(weight_VD.norm(dim=1).max())  # of the difference of two scores, for |h| = 1
+        self.lead_VK = A_VD[:, :rank].float().contiguous()
+        self.tail_V = A_VD[:, rank:].norm(dim=1).float()
+        unit = torch.finfo(torch.float32).eps  # what follows is rounding in any order of summing,
+        self._rounding = unit * (rank + 3) * float(A_VD.norm(dim=1).max())  # of z^, for |t| = 1
+        self._exact = (
+            unit * dim * float(weight_VD.norm(dim=1).max())
+        )  # and of the difference of two scores, for |h| = 1
+
+    def preview(self, hidden_D: Tensor) -> tuple[Tensor, Tensor]:
+        """(scores_V, bound_V): what K columns say of each token's score, less the mean row's, and how far that may be off."""
+        t_D = self.turn_DD @ hidden_D.double()
+        scores_V = self.lead_VK @ t_D[: self.rank].float()
+        return scores_V, self.tail_V * float(t_D[self.rank :].norm()) + self._rounding * float(t_D.norm())
 
     def choose(self, hidden_D: Tensor) -> Choice:
         """What `(W @ h).argmax()` gives."""
-        h_D = hidden_D.double()
-        t_D = self.turn_DD @ h_D
-        seen_V = self.lead_VK @ t_D[: self.rank].to(self.lead_VK.dtype)
+        h_D, (seen_V, bound_V) = hidden_D.double(), self.preview(hidden_D)
         candidates_C = seen_V.topk(self.candidates).indices
         scores_C = self.weight_VD[candidates_C] @ hidden_D
         close = self._exact * float(h_D.norm())
-        least = float(scores_C.max() - self.mean_D @ h_D) - close - self._rounding * float(t_D.norm())
-        bound_V = self.tail_V * float(t_D[self.rank :].norm())
-        token, scored = self._proved((seen_V + bound_V >= least).nonzero()[:, 0], hidden_D, close)
+        best = float(scores_C.max() - self.mean_D @ h_D)
+        is_beaten_V = seen_V + bound_V < best - close  # none where something is NaN
+        token, scored = self._proved((~is_beaten_V).nonzero()[:, 0], hidden_D, close)
         return Choice(token=token, guess=int(candidates_C[scores_C.argmax()]), scored=scored)
 
     def _proved(self, rivals_R: Tensor, hidden_D: Tensor, close: float) -> tuple[int, int]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from puna.arch.config import ModelConfig
+from puna.arch.modules import linear_shapes
 from puna.arch.rounding import BLOCK_BYTES, BLOCK_NUMBERS, Rounding
 from puna.compression.residual import Correction, correct
 from puna.errors import UsageError
@@ -22,7 +24,7 @@ from puna.model.linears.rounded_low_rank import RoundedLowRankLinear
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears, replace_linear
 
-__all__ = ["Residual", "check_rounding", "round_linears"]
+__all__ = ["Residual", "check_residual_rank", "check_rounding", "round_linears"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,9 @@ def round_linears(model: Llama, to: Rounding, residual: Residual | None = None) 
 
     Errors: UsageError: rows that are no whole number of blocks; a residual rank that a matrix does not have.
     """
-    check_rounding(model, to, None if residual is None else residual.rank)
+    check_rounding(model, to)
+    if residual is not None:
+        check_residual_rank(model.config, residual.rank)
     shared: dict[Tensor, DequantisedLinear] = {}
     made: dict[str, AnyLinear] = {}
     for path, linear in named_linears(model):
@@ -58,15 +62,19 @@ def round_linears(model: Llama, to: Rounding, residual: Residual | None = None) 
         replace_linear(model, path, linear)
 
 
-def check_rounding(model: Llama, to: Rounding, residual_rank: int | None = None) -> None:
+def check_residual_rank(config: ModelConfig, rank: int) -> None:
+    """Errors: UsageError: a rank that some block Linear does not have."""
+    name, shape = min(linear_shapes(config).items(), key=lambda each: min(each[1]))
+    if not 1 <= rank <= min(shape):
+        raise UsageError(f"{name}: residual rank: expected 1 to {min(shape)}, got {rank}", "16 is usual")
+
+
+def check_rounding(model: Llama, to: Rounding) -> None:
     """Whether `round_linears` can do this: blocks lie along the inputs of a weight, and along both widths of factors.
 
     Errors: UsageError, as there.
     """
     for path, linear in named_linears(model):
-        narrow = min(linear.in_features, linear.out_features)
-        if residual_rank is not None and not 1 <= residual_rank <= narrow:
-            raise UsageError(f"{path}: residual rank: expected 1 to {narrow}, got {residual_rank}", "16 is usual")
         is_factored = isinstance(linear, LowRankLinear | RoundedLowRankLinear)
         for width in (linear.in_features, linear.out_features)[: 1 + is_factored]:
             if to in BLOCK_BYTES and width % BLOCK_NUMBERS:

@@ -13,6 +13,7 @@ from puna.jobs.adapt_data import PackedData, pack_data
 from puna.jobs.adapt_judge import AnsweredPrompt, Judge
 from puna.jobs.adapt_recipe import AdaptRecipe, planned_settings
 from puna.jobs.adapt_report import AdaptResult, Change, adapt_rows, adapter_card, change_sections
+from puna.jobs.compressed import compressed_sizes
 from puna.jobs.fitting import ensure_fits
 from puna.jobs.load import LoadedModel, find_model, load
 from puna.jobs.machine import choose_device
@@ -27,7 +28,7 @@ from puna.training.events import Observer
 from puna.training.optimizer import trainable
 from puna.weights.adapters import save_adapter
 from puna.weights.folder import save_folder
-from puna.weights.headers import read_config, read_header
+from puna.weights.headers import read_header, read_stored
 from puna.weights.loading import weights_sha256
 
 __all__ = ["adapt", "planned_memory"]
@@ -87,12 +88,14 @@ def adapt(
 
 def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
     """The planner's peak for this run, for a process on a CPU."""
-    return peak_memory(config, planned_settings(recipe), runtime_bytes=PROCESS_BYTES)
+    held = compressed_sizes(read_stored(find_model(recipe.base)))
+    return peak_memory(config, planned_settings(recipe, held), runtime_bytes=PROCESS_BYTES)
 
 
 def _ensure_fits(recipe: AdaptRecipe, device: torch.device, **given: Any) -> None:
     """Refuse a plan that is larger than the memory. Args: given: as for ensure_fits."""
-    ensure_fits(read_config(find_model(recipe.base)), planned_settings(recipe), device, **given)
+    stored = read_stored(find_model(recipe.base))
+    ensure_fits(stored.model, planned_settings(recipe, compressed_sizes(stored)), device, **given)
 
 
 def _load(recipe: AdaptRecipe, device: torch.device) -> LoadedModel:

@@ -8,6 +8,7 @@ from puna.arch.config import ModelConfig
 from puna.errors import BadData, UsageError
 from puna.jobs.adapt_data import pack_data, preview
 from puna.jobs.adapt_recipe import AdaptRecipe, planned_settings
+from puna.jobs.compressed import compressed_sizes
 from puna.jobs.fitting import device_memory
 from puna.jobs.load import find_model
 from puna.jobs.machine import available_bytes, choose_device
@@ -70,7 +71,7 @@ def dry_run(recipe: AdaptRecipe, device: str = "auto", *, anyway: bool = False) 
     except BadData as refused:
         error = refused
         counts = preview(recipe.base, recipe.data, recipe.records, seq=training.seq, count=1)[0].records
-    settings, there = planned_settings(recipe), available_bytes(place)
+    settings, there = planned_settings(recipe, compressed_sizes(header.stored)), available_bytes(place)
     plan = device_memory(config, settings, place)
     learned = sum(int(row.keep.sum()) for row in rows)
     result = AdaptDryRun(

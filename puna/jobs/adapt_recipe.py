@@ -13,7 +13,7 @@ from puna.jobs.recipe import apply_settings, fill, read_recipe, section
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.train_recipe import training_table
 from puna.model.linears.adapter import LoraSettings
-from puna.planning.settings import Base, FullTraining, LoraTraining, Settings
+from puna.planning.settings import Base, Compressed, FullTraining, LoraTraining, Settings
 from puna.training.config import TrainingConfig
 
 __all__ = ["METHODS", "AdaptRecipe", "adapt_recipe", "planned_settings", "resumed_recipe"]
@@ -146,8 +146,11 @@ def resumed_recipe(out: Path, settings: Sequence[str] = ()) -> AdaptRecipe:
     return fill(AdaptRecipe, apply_settings(read_recipe(RunFolder(out).recipe), settings))
 
 
-def planned_settings(recipe: AdaptRecipe) -> Settings:
-    """What the planner is asked about a run; a module's own rank counts by its name in the first layer."""
+def planned_settings(recipe: AdaptRecipe, compressed: Compressed | None = None) -> Settings:
+    """What the planner is asked about a run; a module's own rank counts by its name in the first layer.
+
+    Args: compressed: what the base holds in place of dense matrices.
+    """
     base = recipe.base_type or "float32"
     method: LoraTraining | FullTraining = FullTraining()
     if (lora := recipe.lora) is not None:
@@ -173,6 +176,7 @@ def planned_settings(recipe: AdaptRecipe) -> Settings:
         accumulates=recipe.training.batch > recipe.training.micro_batch,
         streamed_layers=recipe.streamed_layers,
         streamed_embedding=recipe.streamed_embedding,
+        compressed=compressed,
     )
 
 

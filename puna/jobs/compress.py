@@ -4,7 +4,7 @@ import hashlib
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from puna.compression.embeddings import FactoredTable, check_tables, collect_table_statistics, factor_tables
+from puna.compression.embeddings import check_tables, collect_table_statistics, factor_tables
 from puna.compression.fewer_heads import attention_grams, pool_key_value_heads
 from puna.compression.heads import check_kv_heads
 from puna.compression.healing import teacher, train_everything, train_factors
-from puna.compression.rounding import Residual, check_rounding, round_linears
+from puna.compression.rounding import Residual, check_residual_rank, check_rounding, round_linears
 from puna.compression.sizes import stored_bytes, stored_parameters
 from puna.compression.statistics import collect_statistics, too_few_tokens
 from puna.errors import UsageError
@@ -29,7 +29,14 @@ from puna.jobs.healing import Healed, heal
 from puna.jobs.layerwise import LayerNotice, LayerObserver, Layerwise, is_layerwise, load_mapped
 from puna.jobs.levers import Judge, Lever, cache_bytes, levers_section
 from puna.jobs.load import LoadedModel, find_model, load
-from puna.jobs.low_rank_report import kept_figure, spectra_section, tables_section
+from puna.jobs.low_rank_report import (
+    TableName,
+    TableSpectrum,
+    kept_figure,
+    spectra_section,
+    table_spectra,
+    tables_section,
+)
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run
@@ -75,7 +82,7 @@ class _Made:
     """What the levers found out on their way, for the report."""
 
     factored: Factored | None = None
-    tables: dict[str, FactoredTable] = field(default_factory=dict)
+    tables: dict[TableName, TableSpectrum] = field(default_factory=dict)
     healed: Healed | None = None
 
 
@@ -180,7 +187,10 @@ def _check_levers(model: Llama, recipe: CompressRecipe) -> None:
     if recipe.embedding_rank is not None:
         check_tables(model, recipe.embedding_rank, recipe.embedding_metric, recipe.embedding_tables)
     if recipe.quantize is not None:
-        check_rounding(model, recipe.quantize, recipe.residual_rank)
+        check_rounding(model, recipe.quantize)
+    if recipe.residual_rank is not None:
+        heads = model.config.n_kv_heads if recipe.kv_heads is None else recipe.kv_heads
+        check_residual_rank(replace(model.config, n_kv_heads=heads), recipe.residual_rank)
 
 
 def _shrink(
@@ -213,9 +223,10 @@ def _shrink(
         judge.add("low_rank")
     if recipe.embedding_rank is not None:
         statistics = None if recipe.embedding_metric == "plain" else collect_table_statistics(model, windows)
-        made.tables = factor_tables(
+        tables = factor_tables(
             model, recipe.embedding_rank, statistics, recipe.embedding_metric, recipe.embedding_tables
         )
+        made.tables = table_spectra(tables, tied=model.config.tied_embeddings)
         judge.add("embeddings")
     if dense is not None:
         (train_everything if recipe.everything_learns else train_factors)(model)

@@ -1,8 +1,10 @@
 """What low rank made of a model, as pictures: what each matrix keeps, and how fast its loss falls with the rank."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
+from typing import Literal
 
 from puna.compression.embeddings import FactoredTable
 from puna.compression.hulls import Matrix
@@ -13,9 +15,26 @@ from puna.report.labels import label
 from puna.report.page import Figure, Section
 from puna.report.panels import Panel, PanelChart
 
-__all__ = ["kept_figure", "spectra_section", "tables_section"]
+__all__ = [
+    "TableName",
+    "TableSpectrum",
+    "kept_figure",
+    "spectra_section",
+    "table_spectra",
+    "tables_section",
+]
+
+TableName = Literal["embed_tokens", "lm_head", "both"]
 
 _POINTS = 40  # of a curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSpectrum:
+    """What leaving out each direction of a table costs, the dearest first, and how many it kept."""
+
+    energies: tuple[float, ...]
+    rank: int
 
 
 def kept_figure(lang: str, factored: Factored) -> Figure:
@@ -43,12 +62,20 @@ def spectra_section(lang: str, factored: Factored) -> Section:
     return Section(title=label(lang, "spectra.title"), words=(label(lang, "spectra.words"),), items=(figure,))
 
 
-def tables_section(lang: str, tables: Mapping[str, FactoredTable]) -> Section:
+def table_spectra(tables: Mapping[str, FactoredTable], *, tied: bool) -> dict[TableName, TableSpectrum]:
+    """Of what `factor_tables` made, what a picture needs; of a tied pair the one table is both."""
+    names: dict[str, TableName] = {"embed_tokens": "both" if tied else "embed_tokens", "lm_head": "lm_head"}
+    return {
+        names[name]: TableSpectrum(energies=tuple(table.energy_D.tolist()), rank=len(table.R_KD))
+        for name, table in tables.items()
+    }
+
+
+def tables_section(lang: str, tables: Mapping[TableName, TableSpectrum]) -> Section:
     """The loss that is left at each number of directions, for each table that was made smaller, and the number that it has."""
     panels = []
     for name, table in tables.items():
-        energies = table.energy_D.tolist()
-        curve, kept = _loss_left(energies), len(table.R_KD) / len(energies)
+        curve, kept = _loss_left(table.energies), table.rank / len(table.energies)
         panels.append(_line(label(lang, f"tables.{name}"), (curve, curve, curve), kept))
     figure = Figure(content=_chart(lang, panels), caption=label(lang, "tables.caption"))
     return Section(title=label(lang, "tables.title"), words=(label(lang, "tables.words"),), items=(figure,))

@@ -13,7 +13,7 @@ from puna.jobs.compressed import compressed_sizes
 from puna.jobs.measured import measured_rates
 from puna.jobs.quantities import parse_bytes
 from puna.planning import counting
-from puna.planning.compute import forward_flops, training_flops
+from puna.planning.compute import planned_flops, training_flops
 from puna.planning.fit import Attempt, CardFit, Fit, fit_cards, fit_memory
 from puna.planning.memory import Memory, bus_bytes_per_step, peak_memory
 from puna.planning.settings import Base, Compressed, FullTraining, Inference, LoraTraining, Loss, Method, Settings
@@ -173,7 +173,7 @@ def plan(
         )
         card_settings = replace(settings, base=base or "bfloat16") if cards else None
         found = _find(config, settings, memory_bytes)
-        lora_size = _lora(config, lora, method, _counts(config, compressed)[0])
+        lora_size = _lora(config, lora, method, _counts(config, found.settings)[0])
         results.append(_plan_one(name, config, generation, found, lora_size, memory_bytes, card_settings))
     return results[0] if len(results) == 1 else PlansResult(plans=tuple(results))
 
@@ -193,7 +193,7 @@ def _plan_one(
     memory_bytes: int | None,
     card_settings: Settings | None,
 ) -> PlanResult:
-    parameters, table, head = _counts(config, found.settings.compressed)
+    parameters, table, head = _counts(config, found.settings)
     return PlanResult(
         model=name,
         parameters=parameters,
@@ -218,10 +218,12 @@ def _plan_one(
     )
 
 
-def _counts(config: ModelConfig, compressed: Compressed | None) -> tuple[int, int, int]:
+def _counts(config: ModelConfig, settings: Settings) -> tuple[int, int, int]:
     """Numbers of the model, of its input table, and of a head that is not the table."""
-    if compressed is not None:
-        return compressed.parameters + counting.norm_parameters(config), compressed.table, compressed.head
+    if (smaller := settings.compressed) is not None:
+        linears = counting.linear_parameters(config) if settings.rounds_anew else smaller.parameters
+        table, head = smaller.table, smaller.head
+        return linears + table + head + counting.norm_parameters(config), table, head
     parameters = counting.parameter_count(config)
     return parameters, counting.embedding_parameters(config), counting.head_parameters(config)
 
@@ -268,7 +270,7 @@ def _sequence(name: str, config: ModelConfig, seq: int | None) -> int:
 
 
 def _flops(config: ModelConfig, settings: Settings) -> PlanFlops:
-    forward = forward_flops(config, settings.seq, compressed=settings.compressed).total
+    forward = planned_flops(config, replace(settings, batch=1)).total
     is_trained = not isinstance(settings.method, Inference)
     training = training_flops(config, settings) // settings.tokens if is_trained else 3 * forward // settings.seq
     return PlanFlops(forward_per_token=forward // settings.seq, train_per_token=training)

@@ -6,16 +6,16 @@
 Norms, rotations, softmax and activations are not counted: below 1 % of a Llama's work. Source: docs/math.md section 3.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import prod
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import EMBEDDING, LINEARS, linear_shapes
 from puna.planning.counting import target_shapes
-from puna.planning.settings import Compressed, FullTraining, Inference, LoraTraining, Settings
+from puna.planning.settings import FullTraining, Inference, LoraTraining, Settings
 
-__all__ = ["ForwardFlops", "forward_flops", "training_flops"]
+__all__ = ["ForwardFlops", "forward_flops", "planned_flops", "training_flops"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,26 +37,30 @@ class ForwardFlops:
         return self.layers + self.head
 
 
-def forward_flops(
-    config: ModelConfig, seq: int, batch: int = 1, *, full_square: bool = False, compressed: Compressed | None = None
-) -> ForwardFlops:
+def forward_flops(config: ModelConfig, seq: int, batch: int = 1, *, full_square: bool = False) -> ForwardFlops:
     """FLOPs of reading `batch` sequences of `seq` tokens.
 
-    Args: compressed: what stands in place of dense matrices.
-          full_square: attention as kernels without a causal skip compute it, every query with every key; else only the
+    Args: full_square: attention as kernels without a causal skip compute it, every query with every key; else only the
           pairs that the model's pattern makes visible.
     """
     pairs = seq * seq if full_square else config.pattern.attended(seq)
     per_weight = 2 * batch * seq
-    numbers: Mapping[str, int] = {name: config.n_layers * prod(shape) for name, shape in linear_shapes(config).items()}
-    head = config.dim * config.vocab_size
-    if compressed is not None:
-        numbers, head = compressed.products, compressed.head_products
     return ForwardFlops(
-        linears={name: per_weight * count for name, count in numbers.items()},
-        head=per_weight * head,
+        linears={name: per_weight * config.n_layers * prod(shape) for name, shape in linear_shapes(config).items()},
+        head=per_weight * config.dim * config.vocab_size,
         attention=4 * batch * pairs * config.q_dim * config.n_layers,
     )
+
+
+def planned_flops(config: ModelConfig, settings: Settings) -> ForwardFlops:
+    """FLOPs of reading the batch with what the model holds: a compressed one's factors, or what its base makes of them."""
+    forward = forward_flops(config, settings.seq, settings.batch)
+    if (smaller := settings.compressed) is None:
+        return forward
+    per_weight = 2 * settings.tokens
+    linears = {name: per_weight * numbers for name, numbers in smaller.products.items()}
+    head = per_weight * smaller.head_products
+    return replace(forward, linears=forward.linears if settings.rounds_anew else linears, head=head)
 
 
 def training_flops(config: ModelConfig, settings: Settings) -> int:
@@ -65,7 +69,7 @@ def training_flops(config: ModelConfig, settings: Settings) -> int:
     LoRA: the frozen weights cost a product forward and one for the input's gradient, the adapter's factors three.
     Recomputing the layers (checkpointing) repeats their forward pass; the head and the loss are not repeated.
     """
-    forward = forward_flops(config, settings.seq, settings.batch, compressed=settings.compressed)
+    forward = planned_flops(config, settings)
     method = settings.method
     if isinstance(method, Inference):
         return forward.total

@@ -170,7 +170,8 @@ def _streamed(config: ModelConfig, resident: Settings, memory_bytes: int) -> Set
     """The embedding in host memory, and as few streamed layers as fit, or all."""
     assert isinstance(resident.method, LoraTraining), "only frozen layers are streamed"
     settings = resident
-    if not config.tied_embeddings and EMBEDDING not in resident.method.targets:
+    is_dense = resident.compressed is None or not resident.compressed.is_table_factored
+    if is_dense and not config.tied_embeddings and EMBEDDING not in resident.method.targets:
         settings = replace(settings, streamed_embedding=True)
     for layers in (resident.streamed_layers, *range(STREAM_BUFFERS + 1, config.n_layers + 1)):
         settings = replace(settings, streamed_layers=max(layers, resident.streamed_layers))

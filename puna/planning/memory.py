@@ -109,7 +109,8 @@ def _first_and_last_gradient(config: ModelConfig, settings: Settings, gradients:
         return method.adam.gradient * head, method.adam.gradient * embedding
     each = gradients // _trained(config, settings)
     if (smaller := settings.compressed) is not None:
-        return each * (smaller.head or smaller.table), each * (smaller.table if smaller.head else 0)
+        first, last = (smaller.table, 0) if config.tied_embeddings else (smaller.head, smaller.table)
+        return each * first, each * last
     table = each * config.vocab_size * config.dim
     return table, 0 if config.tied_embeddings else table
 
@@ -151,8 +152,7 @@ def _device_weights(config: ModelConfig, settings: Settings) -> int:
     if layers > STREAM_BUFFERS:
         weights -= (layers - STREAM_BUFFERS) * streamed_layer_bytes(config, settings)
     if settings.streamed_embedding and not config.tied_embeddings:
-        table = config.vocab_size * config.dim if settings.compressed is None else settings.compressed.table
-        weights -= table * settings.compute_bytes
+        weights -= config.vocab_size * config.dim * settings.compute_bytes
     return weights
 
 
@@ -257,6 +257,8 @@ def _inference_memory(config: ModelConfig, settings: Settings, runtime_bytes: in
 
 def _dequantised(config: ModelConfig, settings: Settings) -> int:
     """The largest Linear's weight in the compute type, while it multiplies."""
+    if settings.compressed is not None and not settings.rounds_anew:
+        return settings.compute_bytes * settings.compressed.widened
     if settings.base == "float32" or (settings.base == "bfloat16" and not settings.is_wide):
         return 0
     return settings.compute_bytes * max(prod(shape) for shape in linear_shapes(config).values())

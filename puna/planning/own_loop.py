@@ -61,6 +61,8 @@ def own_block_phase(config: ModelConfig, settings: Settings, recomputed: int) ->
 
 def _dense_weight(settings: Settings, numbers: int) -> int:
     """A weight while its transposed product is formed."""
+    if (smaller := settings.compressed) is not None and not settings.rounds_anew and smaller.widened:
+        return (4 if settings.compute_bytes == 4 else 6) * smaller.widened
     if settings.base == "int8":
         return (4 if settings.compute_bytes == 4 else 6) * numbers  # made in float32, then of the product's type
     if settings.base == "nf4":

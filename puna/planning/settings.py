@@ -98,21 +98,21 @@ class Compressed:
     """What a compressed model holds in place of its dense matrices; counted in numbers, but for what is stored in few bits.
 
     linears, rounded_bytes: of the blocks' Linears, numbers in the base's type, and bytes of codes and scales.
-    table, head: numbers of the input table, and of a head that does not share it.
+    parameters: of the blocks' Linears, those of few bits counted as what they stand for.
+    widened: of few bits, the most numbers that are made dense for one product.
+    table, head: numbers of the input table, and of a head that does not share it. is_table_factored: it is no dense matrix.
     products, head_products: numbers that a token is multiplied with, by the block Linear's name over all layers; the head's.
     """
 
     linears: int
     rounded_bytes: int
+    parameters: int
+    widened: int
     table: int
     head: int
+    is_table_factored: bool
     products: Mapping[str, int]
     head_products: int
-
-    @property
-    def parameters(self) -> int:
-        """Numbers that the model computes with, few bits or not, without its norms' gains."""
-        return sum(self.products.values()) + self.table + self.head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +187,11 @@ class Settings:
     def tokens(self) -> int:
         """Tokens processed at once."""
         return self.batch * self.seq
+
+    @property
+    def rounds_anew(self) -> bool:
+        """Whether the blocks' Linears are made of dense ones as they are read, whatever the model stores."""
+        return self.base in ("int8", "nf4")
 
     @property
     def compute_bytes(self) -> int:

@@ -91,6 +91,7 @@ CHINESE_COMPRESSION = {
     "tables.caption": "以平均向量为中心，表的损失还剩多少。虚线是裁剪之处。",
     "tables.embed_tokens": "输入表",
     "tables.lm_head": "输出头",
+    "tables.both": "输入表与输出头",
     "spectra.x_axis": "保留的部分",
     "spectra.y_axis": "剩下的损失",
     "spectra.caption": "每个矩阵自身的损失还剩多少：线是各层的中位数，色带从最小到最大。虚线右边，两个因子存的数比矩阵还多。",

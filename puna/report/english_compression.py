@@ -98,6 +98,7 @@ ENGLISH_COMPRESSION = {
     "tables.caption": "The share of the table’s loss, around its mean, that is left. The dashed line is where it was cut.",
     "tables.embed_tokens": "input table",
     "tables.lm_head": "head",
+    "tables.both": "input table and head",
     "spectra.x_axis": "parts kept",
     "spectra.y_axis": "loss that is left",
     "spectra.caption": "The share of each matrix’s own loss that is left: the line is the median over the layers, the band "

@@ -26,14 +26,37 @@ def covariance(hidden_ND: Tensor) -> Tensor:
     return hidden_ND.T.double() @ hidden_ND.double() / len(hidden_ND)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rank", [1, 6, D - 1])
-@pytest.mark.parametrize("share", [1.0, 0.01])
-def test_the_choice_is_the_heads_own(dtype: torch.dtype, rank: int, share: float) -> None:
-    weight_VD, hidden_ND = sloped(share).to(dtype), drawn(200, D, seed=1).to(dtype)
+@pytest.mark.parametrize(("rank", "proved"), [(1, 0), (6, 0), (12, 190), (D - 1, 200)])
+def test_the_choice_is_the_heads_own(rank: int, proved: int) -> None:
+    weight_VD, hidden_ND = sloped(1e-3), drawn(200, D, seed=1)
     head = PreviewHead(weight_VD, covariance(hidden_ND), rank, candidates=3)
+    choices = [head.choose(hidden_D) for hidden_D in hidden_ND]
+    assert [choice.token for choice in choices] == [int((weight_VD @ hidden_D).argmax()) for hidden_D in hidden_ND]
+    assert sum(choice.scored < V for choice in choices) >= proved
+
+
+@pytest.mark.parametrize("rank", [1, 6, D - 1])
+def test_no_score_is_further_off_than_its_bound(rank: int) -> None:
+    weight_VD, hidden_ND = sloped(0.1), drawn(50, D - 1, seed=1) @ drawn(D - 1, D, seed=2)  # D - 1 directions are read
+    head = PreviewHead(weight_VD, covariance(hidden_ND), rank)
     for hidden_D in hidden_ND:
-        assert head.choose(hidden_D).token == int((weight_VD @ hidden_D).argmax())
+        exact_V = (weight_VD - weight_VD.double().mean(0)) @ hidden_D.double()
+        scores_V, bound_V = head.preview(hidden_D)
+        assert ((scores_V - exact_V).abs() <= bound_V).all()
+    assert (bound_V < 0.01 * exact_V.abs().max()).all() == (rank == D - 1)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_left_to_the_head_itself(broken: float) -> None:
+    weight_VD, hidden_D = sloped(1e-4), drawn(D, seed=1)
+    hidden_D[3] = broken
+    choice = PreviewHead(weight_VD, torch.eye(D), 12).choose(hidden_D)
+    assert (choice.token, choice.scored) == (int((weight_VD @ hidden_D).argmax()), V)
+
+
+def test_a_head_of_16_bits_is_refused() -> None:
+    with pytest.raises(UsageError, match="expected float32"):
+        PreviewHead(drawn(V, D).bfloat16(), torch.eye(D), 4)
 
 
 def test_a_wrong_guess_is_found_out() -> None:

@@ -9,10 +9,14 @@ import torch
 
 from puna.adaptation.targets import named_loras
 from puna.arch.modules import LINEARS
+from puna.compression.allocation import uniform_ranks
+from puna.compression.low_rank import compress_low_rank, decompose_linears
+from puna.compression.sizes import stored_bytes
 from puna.errors import UsageError
 from puna.evaluation.perplexity import evaluate_text
 from puna.files import sha256_file
 from puna.jobs.adapt import adapt, planned_memory
+from puna.jobs.adapt_dry_run import dry_run
 from puna.jobs.adapt_recipe import AdaptRecipe, adapt_recipe, planned_settings, resumed_recipe
 from puna.jobs.compress import compress
 from puna.jobs.compress_recipe import CompressRecipe
@@ -236,3 +240,15 @@ def test_a_method_given_as_a_flag_replaces_the_recipes(world, records, tmp_path:
     changed = recipe_for(world, records, recipe=path, method="rslora")
     assert changed.lora is not None
     assert (changed.lora.magnitudes, changed.lora.rank_stabilized, changed.lora.rank) == (False, True, 3)
+
+
+def test_a_compressed_base_is_planned_as_what_it_holds(world, records, tmp_path: Path) -> None:
+    model = load(world.run)
+    compress_low_rank(model.llama, decompose_linears(model.llama), uniform_ranks(model.config, 0.5))
+    save_folder(model.llama, tmp_path / "smaller", model.tokenizer)
+    training = {"budget": {"kind": "steps", "steps": 1}, **TRAINING}
+    recipe = adapt_recipe(model=str(tmp_path / "smaller"), data=[records], training=training)
+    plan = planned_memory(recipe, model.config)
+    assert plan.weights == stored_bytes(model.llama) < planned_memory(recipe_for(world, records), model.config).weights
+    planned, _ = dry_run(recipe, device="cpu")
+    assert planned.planned_peak_bytes == plan.total

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from puna.arch.rounding import ROUNDINGS
 from puna.compression.embeddings import factor_tables
 from puna.compression.low_rank import compress_low_rank, decompose_groups, decompose_linears
 from puna.compression.rounding import Residual, round_linears
@@ -15,8 +16,9 @@ from puna.errors import UsageError
 from puna.jobs.compressed import compressed_sizes
 from puna.jobs.load import load
 from puna.jobs.plan import plan
+from puna.planning.compute import planned_flops
 from puna.planning.memory import peak_memory
-from puna.planning.settings import FullTraining, Settings
+from puna.planning.settings import FullTraining, Inference, Settings
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_stored
 
@@ -24,17 +26,18 @@ IDS = torch.randint(0, 512, (2, 32), generator=torch.Generator().manual_seed(0))
 
 
 def compressed(model, levers: str):
-    """The model after some of: factors, or shared factors (groups), tables, int8, nf4, corrected."""
+    """The model after some of: factors, or shared factors (groups), tables, a format of few bits, corrected."""
     statistics = collect_two_sided_statistics(model, [IDS])
     decompose = decompose_groups if "groups" in levers else decompose_linears
     if "factors" in levers or "groups" in levers:
         spectra = dict(decompose(model, statistics.grams, statistics.gradients))
-        compress_low_rank(model, spectra.items(), {name: 8 + 2 * place for place, name in enumerate(spectra)})
+        compress_low_rank(model, spectra.items(), {name: 4 + place % 5 for place, name in enumerate(spectra)})
     if "tables" in levers:
         factor_tables(model, 20, None, "plain")
-    if "int8" in levers or "nf4" in levers:
-        residual = Residual(rank=4, grams=statistics.grams) if "corrected" in levers else None
-        round_linears(model, "int8" if "int8" in levers else "nf4", residual)
+    for to in ROUNDINGS:
+        if to in levers:
+            residual = Residual(rank=4, grams=statistics.grams) if "corrected" in levers else None
+            round_linears(model, to, residual)
     return model
 
 
@@ -44,6 +47,8 @@ LEVERS = [
     "tables",
     "int8",
     "nf4",
+    "q8_0",
+    "q4_0",
     "nf4 corrected",
     "factors tables",
     "groups tables int8",
@@ -51,23 +56,85 @@ LEVERS = [
 ]
 
 
+def counted_products(model) -> int:
+    """FLOPs of all products but attention's over IDS."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(IDS)
+    return sum(flops for operation, flops in counter.get_flop_counts()["Global"].items() if "mm" in str(operation))
+
+
+def planned_products(folder, base) -> int:
+    """The same as the planner has it, and a factored table's lookup, which it does not count."""
+    stored = read_stored(folder)
+    settings = Settings(
+        method=Inference(), seq=IDS.shape[1], batch=IDS.shape[0], base=base, compressed=compressed_sizes(stored)
+    )
+    planned = planned_flops(stored.model, settings)
+    lookup = 0 if stored.embedding_rank is None else stored.embedding_rank * stored.model.dim
+    return planned.total - planned.attention + 2 * IDS.numel() * lookup
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("levers", LEVERS)
-def test_planned_weights_are_what_loading_holds(build_llama, tmp_path, levers, tied):
-    save_folder(compressed(build_llama(tied_embeddings=tied), levers), tmp_path)
+def test_planned_weights_and_products_are_what_loading_holds_and_does(build_llama, tmp_path, levers, tied):
+    model = compressed(build_llama(tied_embeddings=tied, ffn_dim=192), levers)
+    save_folder(model, tmp_path)
     for base in ("float32", "bfloat16"):
         result = plan(tmp_path, base=base, seq=32)
         assert result.bytes.weights == stored_bytes(load(tmp_path, base=base).llama), base
-    loaded = load(tmp_path).llama
-    if "int8" not in levers and "nf4" not in levers:
-        assert result.parameters == stored_parameters(loaded)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        loaded(IDS)
-    counted = sum(flops for operation, flops in counter.get_flop_counts()["Global"].items() if "mm" in str(operation))
-    stored = read_stored(tmp_path)
-    sizes = compressed_sizes(stored)
-    lookup = 0 if stored.embedding_rank is None else stored.embedding_rank * stored.model.dim
-    assert counted == 2 * IDS.numel() * (sum(sizes.products.values()) + sizes.head_products + lookup)
+    assert counted_products(load(tmp_path).llama) == planned_products(tmp_path, "float32")
+    assert counted_products(load(tmp_path, base="int8", dtype=torch.float32).llama) == planned_products(
+        tmp_path, "int8"
+    )
+
+
+@pytest.mark.parametrize("tables", ["both", "input", "head"])
+def test_either_table_is_counted_as_it_stands(build_llama, tmp_path, tables):
+    model = build_llama(tied_embeddings=False)
+    factor_tables(model, 20, None, "plain", tables)
+    save_folder(model, tmp_path)
+    result = plan(tmp_path, seq=32, base="float32")
+    assert (result.parameters, result.bytes.weights) == (stored_parameters(model), stored_bytes(model))
+    assert result.embedding_parameters + result.head_parameters == sum(
+        weight.numel() for name, weight in model.named_parameters() if not name.startswith(("layers", "norm"))
+    )
+    assert counted_products(model) == planned_products(tmp_path, "float32")
+
+
+@pytest.mark.parametrize("levers", ["", "factors", "groups"])
+def test_rounding_leaves_the_numbers_as_many(build_llama, tmp_path, levers):
+    models = {
+        to: compressed(build_llama(ffn_dim=192), f"{levers} {to}") for to in ("tables", "tables int8", "tables q8_0")
+    }
+    found = set()
+    for name, model in models.items():
+        save_folder(model, tmp_path / name)
+        found.add(plan(tmp_path / name, seq=32).parameters)
+    assert found == {stored_parameters(models["tables"])}
+
+
+def test_an_int8_base_is_planned_with_dense_linears(tiny, tmp_path):
+    save_folder(compressed(tiny, "factors"), tmp_path)
+    smaller, anew = plan(tmp_path, base="bfloat16", seq=32), plan(tmp_path, base="int8", seq=32)
+    assert smaller.parameters < anew.parameters == plan(tiny.config, seq=32).parameters
+
+
+def test_codes_are_made_wide_for_their_product(tiny, tmp_path):
+    save_folder(compressed(tiny, "int8"), tmp_path)
+    stored = plan(tmp_path, base="bfloat16", seq=32).bytes
+    assert stored.activations == plan(tiny.config, base="int8", seq=32).bytes.activations
+    assert stored.activations > plan(tiny.config, base="bfloat16", seq=32).bytes.activations
+
+
+def test_a_factored_table_is_not_offered_to_the_host(build_llama, tmp_path):
+    model = build_llama(tied_embeddings=False)
+    save_folder(model, tmp_path / "dense")
+    factor_tables(model, 20, None, "plain")
+    save_folder(model, tmp_path / "factored")
+    for name in ("dense", "factored"):
+        given = {"train": "lora", "seq": 32, "checkpointing": True}
+        result = plan(tmp_path / name, **given, fit=plan(tmp_path / name, **given).bytes.total - 1000)
+        assert result.settings.streamed_embedding == (name == "dense")
 
 
 def test_a_dense_folder_is_planned_as_its_configuration(tiny, tmp_path):

@@ -148,7 +148,10 @@ def test_heads_that_do_not_divide_leave_the_folder_free(world, runs: Path) -> No
         ({"kv_heads": 3}, "expected a divisor of 2, got 3"),
         ({"embedding_rank": 1000}, "embedding rank: expected 1 to"),
         ({"quantize": "q8_0"}, "q8_0 expects a width"),
-        ({"quantize": "nf4", "residual_rank": 1000}, "residual rank: expected 1 to"),
+        (
+            {"quantize": "nf4", "residual_rank": 20},
+            "k_proj: residual rank: expected 1 to 16, got 20",
+        ),  # after the heads
     ],
 )
 def test_what_a_later_lever_cannot_do_is_said_before_the_work_begins(world, runs, monkeypatch, given, said) -> None:

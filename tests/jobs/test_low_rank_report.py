@@ -6,7 +6,7 @@ import torch
 from puna.compression.embeddings import factor_table
 from puna.compression.hulls import Matrix
 from puna.jobs.factoring import Factored
-from puna.jobs.low_rank_report import kept_figure, spectra_section, tables_section
+from puna.jobs.low_rank_report import kept_figure, spectra_section, table_spectra, tables_section
 from puna.report.charts import HeatMap, PanelChart
 from puna.report.page import Figure
 
@@ -44,11 +44,12 @@ def test_a_curve_falls_from_all_the_loss_to_none() -> None:
 def test_a_table_is_drawn_with_what_it_kept() -> None:
     table = torch.arange(12.0, dtype=torch.float64).view(4, 3).square()
     made = {name: factor_table(table, rank) for name, rank in (("embed_tokens", 2), ("lm_head", 1))}
-    (figure,) = tables_section("en", made).items
+    (figure,) = tables_section("en", table_spectra(made, tied=False)).items
     assert isinstance(figure, Figure)
     assert isinstance(figure.content, PanelChart)
     first, second = figure.content.panels
     assert [(panel.name, panel.mark) for panel in (first, second)] == [("input table", 2 / 3), ("head", 1 / 3)]
     assert (first.middle[0], first.middle[-1]) == (1.0, 0.0)
     energies = made["embed_tokens"].energy_D
+    assert table_spectra({"embed_tokens": made["embed_tokens"]}, tied=True).keys() == {"both"}
     assert first.middle[20] == pytest.approx(float(energies[2] / energies.sum()))
