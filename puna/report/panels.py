@@ -46,8 +46,8 @@ class PanelChart:
 
 
 def draw_panels(chart: PanelChart, width: int) -> "Figure":
-    """Draw up to four panels in a row, two where the page is narrow."""
-    columns = 4 if width >= WIDE else 2
+    """Draw up to four panels in a row, two where the page is narrow; fewer are wider."""
+    columns = min(len(chart.panels), 4 if width >= WIDE else 2)
     rows = -(-len(chart.panels) // columns)
     wide = (width - _LEFT - 16 - _GAP * (columns - 1)) / columns
     height = _TOP + rows * (_TITLE + _HEIGHT) + (rows - 1) * _GAP + _BOTTOM
