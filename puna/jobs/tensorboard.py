@@ -2,6 +2,7 @@
 
 import importlib.util
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,7 @@ def event_files(folder: Path, wanted: bool | None) -> Iterator[tuple[Observer, .
             if isinstance(event, BadStepEvent | NoticeEvent):  # nothing to plot: metrics.jsonl tells of it
                 return
             if not writers:  # a sitting without a step leaves no file
+                _wait_for_its_own_second(folder)
                 writers.append(SummaryWriter(str(folder), purge_step=event.step, flush_secs=10))
             if isinstance(event, SampleEvent):
                 writers[0].add_text("sample", textwrap.indent(event.prompt + event.text, "    "), event.step)
@@ -50,6 +52,12 @@ def event_files(folder: Path, wanted: bool | None) -> Iterator[tuple[Observer, .
         with suppress(OSError):
             for writer in writers:
                 writer.close()
+
+
+def _wait_for_its_own_second(folder: Path) -> None:
+    """Readers take files in the order of their names, which tell sittings apart by the second in which each began."""
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 def _scalars(event: StepEvent | ValidationEvent, pace: Pace) -> dict[str, float]:

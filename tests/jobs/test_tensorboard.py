@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from puna.errors import Interrupted, MissingExtra
 from puna.files import sha256_file
@@ -72,6 +73,14 @@ def test_a_resumed_run_shows_each_step_once(build_recipe, runs: Path) -> None:
     assert steps(read(board), "loss/held_out") == [3, 4, 6, 8]
     train(recipe, runs / "a", resume=True)
     assert sorted(board.iterdir()) == files
+
+
+def test_sittings_within_a_second_keep_their_order(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))  # "10" sorts before "9"
+    for step in (1, 2):
+        with event_files(tmp_path, wanted=True) as (write,):
+            write(StepEvent(step=step, **STEP))
+    assert steps(read(tmp_path), "loss/training") == [1, 2]
 
 
 def test_without_tensorboard_a_run_ends_with_the_same_bits(build_recipe, world, runs: Path, monkeypatch) -> None:
