@@ -69,13 +69,14 @@ def check_residual_rank(config: ModelConfig, rank: int) -> None:
         raise UsageError(f"{name}: residual rank: expected 1 to {min(shape)}, got {rank}", "16 is usual")
 
 
-def check_rounding(model: Llama, to: Rounding) -> None:
+def check_rounding(model: Llama, to: Rounding, is_factored_first: bool = False) -> None:
     """Whether `round_linears` can do this: blocks lie along the inputs of a weight, and along both widths of factors.
 
+    Args:   is_factored_first: any Linear may have become factors by then.
     Errors: UsageError, as there.
     """
     for path, linear in named_linears(model):
-        is_factored = isinstance(linear, LowRankLinear | RoundedLowRankLinear)
+        is_factored = is_factored_first or isinstance(linear, LowRankLinear | RoundedLowRankLinear)
         for width in (linear.in_features, linear.out_features)[: 1 + is_factored]:
             if to in BLOCK_BYTES and width % BLOCK_NUMBERS:
                 raise UsageError(

@@ -187,7 +187,7 @@ def _check_levers(model: Llama, recipe: CompressRecipe) -> None:
     if recipe.embedding_rank is not None:
         check_tables(model, recipe.embedding_rank, recipe.embedding_metric, recipe.embedding_tables)
     if recipe.quantize is not None:
-        check_rounding(model, recipe.quantize)
+        check_rounding(model, recipe.quantize, is_factored_first=recipe.wanted is not None)
     if recipe.residual_rank is not None:
         heads = model.config.n_kv_heads if recipe.kv_heads is None else recipe.kv_heads
         check_residual_rank(replace(model.config, n_kv_heads=heads), recipe.residual_rank)

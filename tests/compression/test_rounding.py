@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from puna.arch.rounding import ROUNDINGS, Rounding
-from puna.compression.rounding import round_linears
+from puna.compression.rounding import check_rounding, round_linears
 from puna.compression.sizes import linear_bytes
+from puna.errors import UsageError
 from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.linears.rounded import rounded
@@ -66,3 +67,11 @@ def test_factors_are_rounded_each_and_stay_shared(build_llama, to: Rounding) -> 
     round_linears(tiny, "int8")  # and again, in another format
     gate, up = (get_linear(tiny, path) for path in group)
     assert gate.V is up.V
+
+
+def test_blocks_must_fit_the_outputs_of_what_becomes_factors_first(build_llama) -> None:
+    model = build_llama(head_dim=8, n_kv_heads=2, ffn_dim=192)
+    check_rounding(model, "q4_0")
+    with pytest.raises(UsageError, match="k_proj: q4_0 expects a width that is a multiple of 32, got 16"):
+        check_rounding(model, "q4_0", is_factored_first=True)
+    check_rounding(model, "int8", is_factored_first=True)
