@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from puna.arch.modules import EMBEDDING, LINEARS, linear_path
 from puna.errors import UsageError
-from puna.model.attention import KeyValueStore
+from puna.model.attention import Attend, KeyValueStore
 from puna.model.block import Block
 from puna.model.embedding import FactoredEmbedding
 from puna.model.linears.group import dense_products
@@ -182,11 +182,11 @@ class _StreamedBlock(Block):
         self._stream, self._index = stream, index
 
     def forward(
-        self, x_BTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, mask: Tensor | None, cache: KeyValueStore | None
+        self, x_BTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, attend: Attend, cache: KeyValueStore | None
     ) -> Tensor:
         """Args and result: as Block.forward."""
         with self._stream.placed(self._index):
-            y_BTD = super().forward(x_BTD, cos_BTP, sin_BTP, mask, cache)
+            y_BTD = super().forward(x_BTD, cos_BTP, sin_BTP, attend, cache)
         if y_BTD.requires_grad:
             y_BTD.register_hook(partial(self._stream.go_back, self._index))
         return y_BTD

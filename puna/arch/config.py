@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from puna.arch.attention_pattern import AttentionPattern, Causal
+from puna.arch.attention_pattern import AttentionPattern, Causal, SlidingWindow
 from puna.arch.rope_scaling import NoScaling, RopeScaling
 from puna.errors import UsageError
 
@@ -11,7 +11,8 @@ __all__ = ["ModelConfig"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A Llama: pre-norm RMSNorm, RoPE, grouped-query attention, SwiGLU, no bias.
+    """A Llama: pre-norm RMSNorm, RoPE, grouped-query attention, SwiGLU, no bias. Any pattern but the causal one is a variant for
+    study, which other programs do not read as a Llama.
 
     Source: Touvron et al. 2023, arXiv:2302.13971; Dubey et al. 2024, arXiv:2407.21783.
     """
@@ -42,6 +43,11 @@ class ModelConfig:
                 f"model.n_kv_heads: expected a divisor of n_heads = {self.n_heads}, got {self.n_kv_heads}",
                 "each key-value head serves n_heads / n_kv_heads query heads",
             )
+        if any(self.n_heads % len(self.pattern.of_layer(layer).parts) for layer in range(min(self.n_layers, 2))):
+            raise UsageError(
+                f"model.n_heads: expected an even number for shifted blocks, got {self.n_heads}",
+                "half of the heads see blocks that are shifted by half",
+            )
         if self.head_dim % 2:
             raise UsageError(
                 f"model.head_dim: expected an even number, got {self.head_dim}", "RoPE rotates pairs of coordinates"
@@ -51,6 +57,19 @@ class ModelConfig:
                 f"model: expected norm_eps > 0 and rope_theta > 1, got {self.norm_eps} and {self.rope_theta}",
                 "Llama 3 uses 1e-5 and 500000",
             )
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """What makes this something else than a plain Llama, in words."""
+        return () if isinstance(self.pattern, Causal) else (f"attention of kind {self.pattern.kind}",)
+
+    @property
+    def sink_layers(self) -> tuple[int, ...]:
+        """Layers whose heads have a learned logit beside their scores."""
+        layers = ((layer, self.pattern.of_layer(layer)) for layer in range(self.n_layers))
+        return tuple(
+            layer for layer, pattern in layers if isinstance(pattern, SlidingWindow) and pattern.learnable_sink
+        )
 
     @property
     def q_dim(self) -> int:

@@ -20,11 +20,11 @@ from puna.arch.modules import LINEARS, linear_path, shares_input
 from puna.compression.low_rank import Spectrum, check_finite, decompose_outputs, decompose_whitened
 from puna.compression.statistics import InputSum, refuse_no_tokens, watched
 from puna.errors import BadData
-from puna.model.attention import attention_mask
 from puna.model.linears.kind import AnyLinear, own_weight
 from puna.model.llama import Llama
 from puna.model.positions import rope_angles
 from puna.model.surgery import get_linear
+from puna.model.visibility import ways_to_attend
 
 __all__ = ["Factors", "Stream", "embed", "factor_layer"]
 
@@ -113,8 +113,8 @@ def _advance(model: Llama, layer: int, stream: Stream, passed: Callable[[], None
     cos_1TP, sin_1TP = rope_angles(model.frequencies_P, positions_1T, model.config.rope_scaling.amplitude)
     for x_TD in stream.windows():
         tokens = len(x_TD)
-        mask = attention_mask(model.config, tokens, None, 0, device)
-        x_TD.copy_(block(x_TD[None], cos_1TP[:, :tokens], sin_1TP[:, :tokens], mask, None)[0])
+        attend = ways_to_attend(model.config, tokens, None, None, device, x_TD.dtype)[layer]
+        x_TD.copy_(block(x_TD[None], cos_1TP[:, :tokens], sin_1TP[:, :tokens], attend, None)[0])
         passed()
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from puna.arch.attention_pattern import Causal
 from puna.arch.config import ModelConfig
 from puna.errors import BadData, CheckpointMismatch
 from puna.jobs.fitting import device_memory, ensure_fits
@@ -27,7 +28,7 @@ from puna.jobs.sections import memory_section, model_section, read_history
 from puna.jobs.train_recipe import TrainRecipe
 from puna.model.init import initialise
 from puna.model.llama import Llama
-from puna.planning.counting import parameter_count
+from puna.planning.counting import attended_pairs, parameter_count
 from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.planning.settings import FullTraining, Settings
 from puna.report.labels import label
@@ -81,6 +82,7 @@ class DryRun:
     tokens, shares, epochs: of each source what there is to train on, its share of what is read, and how often it will
                             be read; epochs are empty where the clock decides.
     padding: of each source the share of its rows that holds nothing.
+    attention, attended_share: the pattern's kind, and of the pairs that causal attention sees in a row the share that it sees.
     available_bytes, fits: what the device has free now, and whether the plan is within it.
     """
 
@@ -93,6 +95,8 @@ class DryRun:
     shares: dict[str, float]
     epochs: dict[str, float]
     padding: dict[str, float]
+    attention: str
+    attended_share: float
 
 
 def train(
@@ -165,6 +169,9 @@ def plan_rows(plan: DryRun) -> list[tuple[str, str]]:
         is_worn = plan.epochs.get(name, 0.0) > MANY_EPOCHS
         warning = f"; beyond about {MANY_EPOCHS} each new one teaches less and less" if is_worn else ""
         rows.append((name, ", ".join(words) + warning))
+    if plan.attention != "causal":
+        seen = f"{plan.attended_share:.1%} of what causal attention sees"
+        rows.append((plan.attention, seen if plan.attended_share < 1 else "no narrower than a row: causal attention"))
     return rows
 
 
@@ -181,7 +188,13 @@ def _plan(recipe: TrainRecipe, mixing: Mixing, place: torch.device) -> DryRun:
         shares=dict(zip(mixing.names, mixing.shares(), strict=True)),
         epochs=dict(zip(mixing.names, visits, strict=False)),
         padding={name: each.padding for name, each in zip(mixing.names, mixing.rows, strict=True)},
+        attention=recipe.model.pattern.kind,
+        attended_share=_attended_share(recipe.model, recipe.training.seq),
     )
+
+
+def _attended_share(config: ModelConfig, tokens: int) -> float:
+    return attended_pairs(config, tokens) / attended_pairs(replace(config, pattern=Causal()), tokens)
 
 
 def train_rows(result: TrainResult, lang: str = "en") -> list[tuple[str, str]]:

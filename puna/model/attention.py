@@ -1,5 +1,6 @@
 """Grouped-query attention: softmax(q k^T / sqrt(E) + mask) v; query head i reads key-value head floor(i / (H / G)).
 
+Who sees whom comes as a function, `Attend`, made once for a call (model/visibility.py): this file knows no pattern.
 Sources: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245.
 """
 
@@ -14,7 +15,14 @@ from puna.model.linears.derived import Derived
 from puna.model.linears.group import project_together
 from puna.model.positions import apply_rope
 
-__all__ = ["Attention", "KeyValueStore", "addend", "attention_mask"]
+__all__ = ["Attend", "Attention", "KeyValueStore", "Sinks", "addend", "attend_causally", "attend_where"]
+
+
+class Attend(Protocol):
+    """How a layer's queries read its keys, in one call of the model."""
+
+    def __call__(self, q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, sink_H: Tensor | None) -> Tensor:
+        """Returns: y_BHTE. sink_H: a logit for each head beside its scores, whose value is zero."""
 
 
 class KeyValueStore(Protocol):
@@ -22,10 +30,13 @@ class KeyValueStore(Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens stored before this call."""
+        """Tokens that came before this call, those no longer kept included."""
+
+    def positions(self, layer: int, tokens: int) -> Tensor:
+        """positions_S of the keys that `extend` will return for so many new tokens, in its order."""
 
     def extend(self, layer: int, k_BGTE: Tensor, v_BGTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values; return all visible ones, k_BGSE and v_BGSE."""
+        """Store a layer's new keys and values; return what is kept of the earlier ones and the new, k_BGSE and v_BGSE."""
 
     def advance(self, tokens: int) -> None:
         """Count the tokens that every layer has now stored."""
@@ -38,6 +49,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
+        self.sinks = Sinks(config.n_heads) if layer in config.sink_layers else None
         self.q_proj = nn.Linear(config.dim, config.q_dim, bias=False)
         self.k_proj = nn.Linear(config.dim, config.kv_dim, bias=False)
         self.v_proj = nn.Linear(config.dim, config.kv_dim, bias=False)
@@ -48,10 +60,10 @@ class Attention(nn.Module):
         x_BTD: Tensor | Derived,
         cos_BTP: Tensor,
         sin_BTP: Tensor,
-        mask: Tensor | None,
+        attend: Attend,
         cache: KeyValueStore | None,
     ) -> Tensor:
-        """Args: mask: (B or 1, 1, T, S), True where visible, or added to the scores; None: causal over x alone."""
+        """Args: attend: who sees whom in this call. cache: extended by these tokens. Returns: x's shape."""
         q, k, v = (
             y.unflatten(-1, (-1, self.head_dim)) for y in project_together(x_BTD, self.q_proj, self.k_proj, self.v_proj)
         )
@@ -59,28 +71,48 @@ class Attention(nn.Module):
         k_BGTE, v_BGTE = apply_rope(k, cos_BTP, sin_BTP).transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k_BGTE, v_BGTE = cache.extend(self.layer, k_BGTE, v_BGTE)
-        is_causal = mask is None and q_BHTE.shape[2] > 1
-        y_BHTE = F.scaled_dot_product_attention(
-            q_BHTE, k_BGTE, v_BGTE, attn_mask=mask, is_causal=is_causal, enable_gqa=True
-        )
+        y_BHTE = attend(q_BHTE, k_BGTE, v_BGTE, None if self.sinks is None else self.sinks.weight)
         return project_together(y_BHTE.transpose(1, 2).flatten(2), self.o_proj)[0]
 
 
-def attention_mask(
-    config: ModelConfig, tokens: int, documents_BT: Tensor | None, stored: int, device: torch.device
-) -> Tensor | None:
-    """The visible pairs of a call, or None where causal attention over the call's own tokens says the same.
+class Sinks(nn.Module):
+    """A learned logit for each head, (H), where its attention may go instead of to a token."""
 
-    Args:    tokens: query tokens T. stored: tokens already in the cache; the keys are those, then the T new ones.
-    Returns: bool (B or 1, 1, T, S). A single new token sees everything stored: None.
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(heads))
+
+
+def attend_causally(q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, sink_H: Tensor | None = None) -> Tensor:
+    """Attend: every query sees itself and all before it; a single one everything."""
+    return attend_where(q_BHTE, k_BGSE, v_BGSE, sink_H, mask=None)
+
+
+def attend_where(
+    q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, sink_H: Tensor | None, *, mask: Tensor | None
+) -> Tensor:
+    """Attend by a mask.
+
+    Args:   mask: (B or 1, H or 1, T, S), True where visible, or added to the scores; None: as attend_causally.
+    Source: of the sinks Xiao et al. 2023, arXiv:2309.17453, "zero sink" with a learned logit: a key of zeros.
     """
-    if documents_BT is None and (stored == 0 or tokens == 1):
-        return None
-    index_S = torch.arange(stored + tokens, device=device)
-    mask = config.pattern.allows(index_S[stored:, None], index_S[None, :])[None]
-    if documents_BT is not None:
-        mask = mask & (documents_BT[:, :, None] == documents_BT[:, None, :])
-    return mask[:, None]
+    is_causal = mask is None and q_BHTE.shape[2] > 1
+    if sink_H is not None:
+        mask, is_causal = _with_sink(mask, is_causal, q_BHTE, k_BGSE, sink_H), False
+        k_BGSE, v_BGSE = (F.pad(each, (0, 0, 0, 1)) for each in (k_BGSE, v_BGSE))
+    return F.scaled_dot_product_attention(q_BHTE, k_BGSE, v_BGSE, attn_mask=mask, is_causal=is_causal, enable_gqa=True)
+
+
+def _with_sink(mask: Tensor | None, is_causal: bool, q_BHTE: Tensor, k_BGSE: Tensor, sink_H: Tensor) -> Tensor:
+    """What is added to the scores: the mask, and in a last column each head's logit."""
+    B, H, T, _ = q_BHTE.shape
+    shape, sink_H = (T, k_BGSE.shape[2]), sink_H.to(q_BHTE.dtype)
+    if mask is None:
+        visible = torch.ones(shape, dtype=torch.bool, device=q_BHTE.device)
+        mask = (visible.tril() if is_causal else visible)[None, None]
+    if mask.dtype == torch.bool:
+        mask = addend(mask, q_BHTE.dtype)
+    return torch.cat((mask.expand(B, H, *shape), sink_H[None, :, None, None].expand(B, H, T, 1)), dim=-1)
 
 
 def addend(mask: Tensor, dtype: torch.dtype) -> Tensor:

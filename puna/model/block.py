@@ -6,7 +6,7 @@ Source: pre-norm residual blocks, Xiong et al. 2020, arXiv:2002.04745.
 from torch import Tensor, nn
 
 from puna.arch.config import ModelConfig
-from puna.model.attention import Attention, KeyValueStore
+from puna.model.attention import Attend, Attention, KeyValueStore
 from puna.model.feed_forward import FeedForward
 from puna.model.norms import RMSNorm
 
@@ -24,8 +24,8 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x_BTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, mask: Tensor | None, cache: KeyValueStore | None
+        self, x_BTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, attend: Attend, cache: KeyValueStore | None
     ) -> Tensor:
         """Args: as Attention.forward. Returns: the stream after this layer."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm.derived(x_BTD), cos_BTP, sin_BTP, mask, cache)
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm.derived(x_BTD), cos_BTP, sin_BTP, attend, cache)
         return x_BTD + self.mlp(self.post_attention_layernorm.derived(x_BTD))

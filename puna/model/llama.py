@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from puna.arch.config import ModelConfig
-from puna.model.attention import KeyValueStore, addend, attention_mask
+from puna.model.attention import KeyValueStore
 from puna.model.block import Block
 from puna.model.linears.kind import product_type
 from puna.model.norms import RMSNorm
 from puna.model.positions import rope_angles, rope_frequencies
+from puna.model.visibility import ways_to_attend
 
 __all__ = ["Llama"]
 
@@ -59,12 +60,10 @@ class Llama(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(stored, stored + tokens, device=ids_BT.device)[None]
         cos_BTP, sin_BTP = rope_angles(self.frequencies_P, positions_BT, self.config.rope_scaling.amplitude)
-        mask = attention_mask(self.config, tokens, documents_BT, stored, ids_BT.device)
         x_BTD = self.embed_tokens(ids_BT).to(self.norm.weight.dtype)  # a table may be stored narrower than the stream
-        if mask is not None:
-            mask = addend(mask, product_type(x_BTD))
-        for block in self.layers:
-            x_BTD = block(x_BTD, cos_BTP, sin_BTP, mask, cache)
+        ways = ways_to_attend(self.config, tokens, documents_BT, cache, ids_BT.device, product_type(x_BTD))
+        for block, attend in zip(self.layers, ways, strict=True):
+            x_BTD = block(x_BTD, cos_BTP, sin_BTP, attend, cache)
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x_BTD)

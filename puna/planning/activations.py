@@ -9,14 +9,16 @@ from math import prod
 from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS, linear_shapes, shares_input
 from puna.planning.counting import lora_parameters
+from puna.planning.local_attention import attention_bytes
 from puna.planning.settings import LoraTraining, Settings
 
 __all__ = ["layer_activations", "layer_bytes", "weight_copies"]
 
 
-def layer_bytes(config: ModelConfig, settings: Settings) -> int:
+def layer_bytes(config: ModelConfig, settings: Settings, layer: int = 0) -> int:
     """One layer from forward to backward: its tokens' tensors, and the copies of weights that its products keep."""
-    return settings.tokens * sum(layer_activations(config, settings).values()) + weight_copies(config, settings)
+    local = attention_bytes(config, settings, layer) if settings.is_own else 0
+    return settings.tokens * sum(layer_activations(config, settings).values()) + weight_copies(config, settings) + local
 
 
 def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]:

@@ -12,7 +12,7 @@ from math import prod
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import EMBEDDING, LINEARS, linear_shapes
-from puna.planning.counting import target_shapes
+from puna.planning.counting import attended_pairs, target_shapes
 from puna.planning.settings import FullTraining, Inference, LoraTraining, Settings
 
 __all__ = ["ForwardFlops", "forward_flops", "planned_flops", "training_flops"]
@@ -43,12 +43,12 @@ def forward_flops(config: ModelConfig, seq: int, batch: int = 1, *, full_square:
     Args: full_square: attention as kernels without a causal skip compute it, every query with every key; else only the
           pairs that the model's pattern makes visible.
     """
-    pairs = seq * seq if full_square else config.pattern.attended(seq)
+    pairs = config.n_layers * config.n_heads * seq * seq if full_square else attended_pairs(config, seq)
     per_weight = 2 * batch * seq
     return ForwardFlops(
         linears={name: per_weight * config.n_layers * prod(shape) for name, shape in linear_shapes(config).items()},
         head=per_weight * config.dim * config.vocab_size,
-        attention=4 * batch * pairs * config.q_dim * config.n_layers,
+        attention=4 * batch * pairs * config.head_dim,
     )
 
 

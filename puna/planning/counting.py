@@ -14,8 +14,10 @@ from puna.arch.config import ModelConfig
 from puna.arch.modules import EMBEDDING, HEAD, LINEARS, linear_path, linear_shapes, parameter_count
 
 __all__ = [
+    "attended_pairs",
     "embedding_parameters",
     "head_parameters",
+    "kv_cache_bytes",
     "kv_cache_bytes_per_token",
     "linear_parameters",
     "lora_parameters",
@@ -33,8 +35,8 @@ def linear_parameters(config: ModelConfig) -> int:
 
 
 def norm_parameters(config: ModelConfig) -> int:
-    """The gains of two norms for each layer and of the final one."""
-    return (2 * config.n_layers + 1) * config.dim
+    """The gains of two norms for each layer and of the final one, and the sinks of heads that have one."""
+    return (2 * config.n_layers + 1) * config.dim + len(config.sink_layers) * config.n_heads
 
 
 def embedding_parameters(config: ModelConfig) -> int:
@@ -55,6 +57,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"{linear_path(layer, name)}.weight": shape for name, shape in linears.items()}
         shapes[f"layers.{layer}.input_layernorm.weight"] = (config.dim,)
         shapes[f"layers.{layer}.post_attention_layernorm.weight"] = (config.dim,)
+    shapes |= {f"layers.{layer}.self_attn.sinks.weight": (config.n_heads,) for layer in config.sink_layers}
     shapes["norm.weight"] = (config.dim,)
     if not config.tied_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.dim)
@@ -99,6 +102,18 @@ def lora_parameters(
     return sum(count * (config.n_layers if name in LINEARS else 1) for name, count in each.items())
 
 
+def attended_pairs(config: ModelConfig, tokens: int) -> int:
+    """Visible (query, key) pairs of a sequence of `tokens`, over all heads of all layers."""
+    parts = [config.pattern.of_layer(layer).parts for layer in range(config.n_layers)]
+    return sum(part.attended(tokens) * config.n_heads // len(each) for each in parts for part in each)
+
+
 def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:
     """Keys and values of one token in every layer."""
     return 2 * config.n_layers * config.kv_dim * bytes_per_number
+
+
+def kv_cache_bytes(config: ModelConfig, tokens: int, bytes_per_number: int = 2) -> int:
+    """Keys and values that a sequence of `tokens` leaves; layers that see no further than a window keep it and its sinks."""
+    patterns = (config.pattern.of_layer(layer) for layer in range(config.n_layers))
+    return sum(pattern.kept(tokens) for pattern in patterns) * 2 * config.kv_dim * bytes_per_number

@@ -22,12 +22,13 @@ from puna.arch.modules import EMBEDDING, HEAD, linear_shapes
 from puna.arch.rounding import NF4_MAXIMA, NF4_NUMBERS
 from puna.planning.activations import layer_bytes
 from puna.planning.counting import (
-    kv_cache_bytes_per_token,
+    kv_cache_bytes,
     linear_parameters,
     lora_parameters,
     norm_parameters,
     parameter_count,
 )
+from puna.planning.local_attention import mask_bytes
 from puna.planning.own_loop import own_block_phase, own_loss_phase
 from puna.planning.settings import ADAM_FLOAT32, ADAM_MIXED, Base, Compressed, Inference, LoraTraining, Settings
 
@@ -90,7 +91,7 @@ def peak_memory(config: ModelConfig, settings: Settings, runtime_bytes: int = RU
     passing = {"activations": kept + max(0, block - loss), "logits": loss}
     if settings.is_own and not settings.accumulates:
         first, table = _first_and_last_gradient(config, settings, states["gradients"])
-        last = block + (0 if settings.checkpointing else layer_bytes(config, settings)) + _shared(config, settings)
+        last = block + (0 if settings.checkpointing else _largest_layer(config, settings)) + _shared(config, settings)
         ending = max(0, last - table)
         if first + sum(passing.values()) > states["gradients"] + ending:
             states["gradients"] = first
@@ -212,16 +213,21 @@ def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:
 def _kept(config: ModelConfig, settings: Settings) -> int:
     """Everything held from forward to backward."""
     block_input = settings.compute_bytes * config.dim * settings.tokens
-    layers = config.n_layers * (block_input if settings.checkpointing else layer_bytes(config, settings))
-    return layers + _shared(config, settings)
+    inputs = (
+        block_input if settings.checkpointing else layer_bytes(config, settings, n) for n in range(config.n_layers)
+    )
+    return sum(inputs) + _shared(config, settings)
+
+
+def _largest_layer(config: ModelConfig, settings: Settings) -> int:
+    return max(layer_bytes(config, settings, layer) for layer in range(config.n_layers))
 
 
 def _shared(config: ModelConfig, settings: Settings) -> int:
-    """What all layers read: a packed batch's mask; in our own loop also the rotation angles."""
-    mask = settings.product_bytes * settings.tokens * settings.seq if settings.packed else 0
+    """What all layers read: masks, of a packed batch's documents above all; in our own loop also the rotation angles."""
     if not settings.is_own:
-        return mask
-    return mask + 4 * (settings.tokens if settings.packed else settings.seq) * config.head_dim
+        return settings.product_bytes * settings.tokens * settings.seq if settings.packed else 0
+    return mask_bytes(config, settings) + 4 * (settings.tokens if settings.packed else settings.seq) * config.head_dim
 
 
 def _loss_phase(config: ModelConfig, settings: Settings) -> int:
@@ -234,7 +240,7 @@ def _loss_phase(config: ModelConfig, settings: Settings) -> int:
 
 def _block_phase(config: ModelConfig, settings: Settings) -> int:
     """One layer going backward: recomputed tensors, the gradients of gate and up, a dequantised weight."""
-    recomputed = layer_bytes(config, settings) if settings.checkpointing else 0
+    recomputed = _largest_layer(config, settings) if settings.checkpointing else 0
     if settings.is_own:
         return own_block_phase(config, settings, recomputed)
     in_flight = 2 * settings.compute_bytes * config.ffn_dim * settings.tokens
@@ -248,7 +254,7 @@ def _inference_memory(config: ModelConfig, settings: Settings, runtime_bytes: in
     block = settings.tokens * c * (2 * config.dim + 4 * config.ffn_dim) + _dequantised(config, settings)
     return Memory(
         weights=weight_bytes(config, settings.base, is_wide=settings.is_wide, compressed=settings.compressed),
-        kv_cache=settings.tokens * kv_cache_bytes_per_token(config, c),
+        kv_cache=settings.batch * kv_cache_bytes(config, settings.seq, c),
         activations=max(0, block - logits),
         logits=logits,
         runtime=runtime_bytes,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from puna.arch.attention_pattern import AttentionPattern, Causal
 from puna.arch.config import ModelConfig
 from puna.arch.modules import read_one_input
 from puna.arch.rope_scaling import NoScaling
@@ -15,6 +16,7 @@ from puna.arch.rounding import ROUNDINGS, Rounding
 from puna.errors import FormatError, UsageError
 from puna.weights.checkpoint import CheckpointConfig
 from puna.weights.names import CorrectedEntry, FusedEntry, LinearEntry, LowRankEntry, RoundedEntry
+from puna.weights.pattern_json import read_pattern
 from puna.weights.rope_json import read_rope_scaling, read_rope_theta, rope_to_json
 from puna.weights.strict_json import JsonObject
 
@@ -25,7 +27,6 @@ _PARTS = {
     "norm": "rms",
     "norm_placement": "pre",
     "position": "rope",
-    "attention": "causal",
     "ffn": "swiglu",
 }
 _REFUSED = {  # key -> the way out, where there is one
@@ -56,7 +57,7 @@ def config_to_json(
     pad_id: int | None = None,
 ) -> dict[str, Any]:
     """The config.json of a model. `record` says where a compressed one came from; a plain Llama's has no place for it."""
-    kind = "llama" if not linears and embedding_rank is None else "puna"
+    kind = "puna" if linears or embedding_rank is not None or config.variants else "llama"
     rope = rope_to_json(config.rope_scaling)
     return {
         "architectures": [_CLASSES[kind]],
@@ -86,7 +87,7 @@ def config_to_json(
         "torch_dtype": dtype,
         "use_cache": True,
         "pretraining_tp": 1,
-    } | ({"puna": _puna_section(linears, embedding_rank, record)} if kind == "puna" else {})
+    } | ({"puna": _puna_section(config.pattern, linears, embedding_rank, record)} if kind == "puna" else {})
 
 
 def config_from_json(record: JsonObject) -> CheckpointConfig:
@@ -95,8 +96,10 @@ def config_from_json(record: JsonObject) -> CheckpointConfig:
     if record.values.get("architectures") != [_CLASSES[kind]]:
         raise record.refuse("architectures", f'["{_CLASSES[kind]}"], as model_type says')
     _refuse_what_we_lack(record)
-    model = _model_config(record)
     linears, embedding_rank, compression = _read_puna_section(record, kind)
+    model = _model_config(
+        record, Causal() if kind == "llama" else read_pattern(record.child("puna").child("attention"))
+    )
     return CheckpointConfig(
         format="puna" if kind == "puna" else "hf",
         model=model,
@@ -127,7 +130,7 @@ def token_ids(record: JsonObject, key: str, vocab_size: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _model_config(record: JsonObject) -> ModelConfig:
+def _model_config(record: JsonObject, pattern: AttentionPattern) -> ModelConfig:
     dim, heads = record.integer("hidden_size"), record.integer("num_attention_heads")
     if "head_dim" not in record.values and dim % heads:
         raise record.refuse("head_dim", f"a width, since {heads} heads do not divide {dim}")
@@ -145,6 +148,7 @@ def _model_config(record: JsonObject) -> ModelConfig:
             rope_scaling=read_rope_scaling(record),
             norm_eps=record.number("rms_norm_eps", 1e-6),
             tied_embeddings=record.flag("tie_word_embeddings", default=False),
+            pattern=pattern,
         )
     except UsageError as error:
         raise FormatError(record.path, "config", "the numbers of a Llama", error.message, error.hint) from None
@@ -181,9 +185,13 @@ def _notices(record: JsonObject) -> tuple[str, ...]:
 
 
 def _puna_section(
-    linears: Sequence[LinearEntry], embedding_rank: int | None, record: Mapping[str, object] | None
+    pattern: AttentionPattern,
+    linears: Sequence[LinearEntry],
+    embedding_rank: int | None,
+    record: Mapping[str, object] | None,
 ) -> dict[str, Any]:
     parts: dict[str, Any] = {part: {"kind": kind} for part, kind in _PARTS.items()}
+    parts["attention"] = asdict(pattern)
     parts["embedding"] = {"kind": "dense"} if embedding_rank is None else {"kind": "pca", "rank": embedding_rank}
     origin = {} if record is None else {"compression": dict(record)}
     return {"schema": 1, **parts, "linears": [_written(entry) for entry in linears], **origin}
@@ -203,7 +211,7 @@ def _read_puna_section(
             raise record.refuse("puna", "nothing: a plain Llama has no such section")
         return (), None, None
     section = record.child("puna")
-    section.only("schema", *_PARTS, "embedding", "linears", "compression")
+    section.only("schema", *_PARTS, "attention", "embedding", "linears", "compression")
     if section.integer("schema") != 1:
         raise section.refuse("schema", "1", "written by a newer version?")
     for part, known in _PARTS.items():

@@ -54,6 +54,11 @@ def convert_checkpoint(
     Errors: UsageError: what the format cannot say. DiskFull: before anything is written, where the space is short.
             FormatError: NaN or infinity, also after rounding. CheckpointMismatch: an adapter of another shape.
     """
+    if header.config.variants:
+        raise UsageError(
+            f"{header.path}: {' and '.join(header.config.variants)}: no other format can say that",
+            "other programs would compute a plain Llama; only a plain one is converted",
+        )
     dense = DenseTensors(header, adapter)
     outputs = [
         Output(path, name_in(to, path), _choose(to, path, shape, dense, dtype), shape)

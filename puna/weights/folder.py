@@ -60,7 +60,7 @@ def save_folder(
     """
     linears, state = list(_entries(model)), model.state_dict()
     rank = model.embed_tokens.rank if isinstance(model.embed_tokens, FactoredEmbedding) else None
-    kind: Literal["hf", "puna"] = "hf" if not linears and rank is None else "puna"
+    kind: Literal["hf", "puna"] = "puna" if linears or rank is not None or model.config.variants else "hf"
     expected = expected_tensors(model.config, linears, rank, kind=kind)
     tensors = {tensor.name: state[tensor.path] for tensor in expected}
     stored = None if base is None else base.stored

@@ -231,6 +231,8 @@ def _stored(
             yield from _linear(linear_path(layer, name), d_out, d_in, entries)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"layers.{layer}.{norm}", "weight", (config.dim,), FLOATS
+        if layer in config.sink_layers:
+            yield f"layers.{layer}.self_attn.sinks", "weight", (config.n_heads,), FLOATS
     yield "norm", "weight", (config.dim,), FLOATS
     if not config.tied_embeddings:
         yield from _linear("lm_head", *table, entries)

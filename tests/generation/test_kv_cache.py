@@ -7,10 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from puna.arch.attention_pattern import Hybrid, SlidingWindow
 from puna.arch.config import ModelConfig
 from puna.generation.kv_cache import KVCache
 from puna.model.init import initialise
 from puna.model.llama import Llama
+from puna.planning.counting import kv_cache_bytes, kv_cache_bytes_per_token
 
 T32 = 1e-5
 HEADS = 4
@@ -124,3 +126,34 @@ def test_a_cache_never_takes_more_than_its_capacity() -> None:
     model = MODELS["MQA"]
     with pytest.raises(AssertionError, match="23 tokens was given 24"):
         model.hidden(IDS, cache=KVCache(model.config, 23, batch=2))
+
+
+def test_a_windows_cache_stays_as_large_as_the_window_and_its_sinks() -> None:
+    config = replace(CONFIG, pattern=SlidingWindow(window=8, sinks=2), max_seq_len=4096)
+    sizes = [KVCache(config, tokens).bytes for tokens in (5, 10, 100, 4096)]
+    per_token = kv_cache_bytes_per_token(config, 4)
+    assert sizes == [5 * per_token, 10 * per_token, 10 * per_token, 10 * per_token]
+    assert sizes == [kv_cache_bytes(config, tokens, 4) for tokens in (5, 10, 100, 4096)]
+
+
+def test_of_a_hybrid_only_the_windows_layers_are_small() -> None:
+    config = replace(CONFIG, n_layers=6, pattern=Hybrid(window=8, windows=2))
+    assert KVCache(config, 100).bytes == kv_cache_bytes(config, 100, 4) == 4 * 2 * config.kv_dim * (4 * 8 + 2 * 100)
+
+
+@given(st.integers(1, 9), st.integers(0, 4), st.lists(st.integers(1, 12), min_size=1, max_size=8))
+def test_a_ring_says_where_each_key_that_it_returns_stood(window: int, sinks: int, parts: list[int]) -> None:
+    """Keys are their own positions here."""
+    config = replace(CONFIG, n_layers=1, n_kv_heads=1, n_heads=1, pattern=SlidingWindow(window=window, sinks=sinks))
+    cache, done = KVCache(config, sum(parts)), 0
+    for tokens in parts:
+        new = torch.arange(done, done + tokens).float()[None, None, :, None].expand(1, 1, tokens, 6)
+        positions = cache.positions(0, tokens)
+        k, v = cache.extend(0, new, new)
+        cache.advance(tokens)
+        assert torch.equal(k[0, 0, :, 0], positions.float())
+        assert torch.equal(v, k)
+        done += tokens
+        wanted = {p for p in range(done) if p < sinks or p >= done - window}
+        assert wanted <= set(positions.tolist())
+        assert len(set(positions.tolist())) == len(positions)

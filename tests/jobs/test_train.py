@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from puna.arch.attention_pattern import Blocks, Causal, SlidingWindow
 from puna.arch.presets import find_preset
 from puna.errors import BadData, CheckpointMismatch, UsageError
 from puna.files import sha256_file
@@ -17,7 +18,7 @@ from puna.jobs.held_out import hold_out
 from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
 from puna.jobs.sections import read_history
-from puna.jobs.train import dry_run, train, train_rows
+from puna.jobs.train import dry_run, plan_rows, train, train_rows
 from puna.jobs.train_recipe import DataSource, parse_source, resumed_recipe, train_recipe, training_flags
 from puna.text.mixture import Mixture, integer_weights
 from puna.tokens.shards import open_shards
@@ -191,6 +192,43 @@ def test_a_dry_run_says_how_often_each_source_is_read(world, build_recipe, tmp_p
     assert plan.planned_peak_bytes == plan.bytes.total
     with pytest.raises(UsageError, match="a weight for every source or for none"):
         dry_run(replace(build_recipe(10), data=(sources[0], replace(sources[1], weight=None))))
+
+
+def test_a_model_with_a_window_is_trained_saved_and_continued_exactly(world, build_recipe, runs: Path) -> None:
+    pattern = SlidingWindow(window=8, sinks=2)
+    recipe = build_recipe(4)
+    recipe = replace(recipe, model=replace(recipe.model, pattern=pattern))
+    train(recipe, runs / "a")
+    loaded = load(runs / "a")
+    assert loaded.config.pattern == pattern
+    assert "puna" in json.loads((runs / "a" / "model" / "config.json").read_text())
+    longer = replace(recipe, training=replace(recipe.training, budget=StepBudget(steps=8)))
+    train(longer, runs / "b")
+    with pytest.raises(KeyError):
+        train(longer, runs / "c", observers=(fail_at_6,))
+    train(longer, runs / "c", resume=True)
+    assert sha256_file(runs / "c/model/model.safetensors") == sha256_file(runs / "b/model/model.safetensors")
+
+
+def fail_at_6(event: object) -> None:
+    if isinstance(event, StepEvent) and event.step == 6:
+        raise KeyError("killed")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        (SlidingWindow(window=8), [("sliding_window", "43.2% of what causal attention sees")]),
+        (SlidingWindow(window=32), [("sliding_window", "no narrower than a row: causal attention")]),
+        (Blocks(size=1000), [("blocks", "no narrower than a row: causal attention")]),
+        (Causal(), []),
+    ],
+    ids=repr,
+)
+def test_a_dry_run_says_what_a_pattern_leaves_of_causal_attention(build_recipe, pattern, said) -> None:
+    recipe = build_recipe(4)
+    plan = dry_run(replace(recipe, model=replace(recipe.model, pattern=pattern)))
+    assert plan_rows(plan)[1:] == said
 
 
 def test_packed_documents_are_mixed_and_counted_by_what_is_learned(world, build_recipe, tmp_path: Path) -> None:

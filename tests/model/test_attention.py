@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from puna.arch.attention_pattern import Causal
 from puna.arch.config import ModelConfig
-from puna.model.attention import Attention, addend, attention_mask
+from puna.model.attention import Attention, addend, attend_where
 from puna.model.positions import apply_rope, rope_angles, rope_frequencies
+from puna.model.visibility import attention_mask
 
 TOKENS = 9
 HEADS = [(4, 4), (8, 2), (4, 1)]  # MHA, GQA 4:1, MQA
@@ -41,7 +44,8 @@ def angles(module: Attention, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 def run(module: Attention, x_BTD: Tensor, mask: Tensor | None = None, cache: "Replaced | None" = None) -> Tensor:
     cos_BTP, sin_BTP = angles(module, torch.arange(x_BTD.shape[1])[None])
-    return module(x_BTD, cos_BTP.to(x_BTD.dtype), sin_BTP.to(x_BTD.dtype), mask, cache)
+    attend = partial(attend_where, mask=mask)
+    return module(x_BTD, cos_BTP.to(x_BTD.dtype), sin_BTP.to(x_BTD.dtype), attend, cache)
 
 
 def explicit(module: Attention, x_BTD: Tensor, visible: Callable[[int, int, int], bool]) -> Tensor:
@@ -71,6 +75,9 @@ class Replaced:
     change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     length: int = 0
 
+    def positions(self, layer: int, tokens: int) -> Tensor:
+        return torch.arange(self.length + tokens)
+
     def extend(self, layer: int, k_BGTE: Tensor, v_BGTE: Tensor) -> tuple[Tensor, Tensor]:
         return self.change(k_BGTE, v_BGTE)
 
@@ -91,25 +98,20 @@ def test_fused_attention_equals_the_explicit_loop(
 
 
 @torch.no_grad()
-def test_documents_in_one_row_attend_as_if_each_stood_alone(
-    build: Callable[..., Attention], tiny_config: ModelConfig
-) -> None:
+def test_documents_in_one_row_attend_as_if_each_stood_alone(build: Callable[..., Attention]) -> None:
     module, x = build(), inputs()
     documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [7, 7, 7, 7, 7, 7, 7, 7, 7]])
-    mask = attention_mask(tiny_config, TOKENS, documents, 0, torch.device("cpu"))
+    mask = attention_mask(Causal(), 4, torch.arange(TOKENS), torch.arange(TOKENS), documents)
     expected = explicit(module, x, lambda b, i, j: j <= i and bool(documents[b, i] == documents[b, j]))
     torch.testing.assert_close(run(module, x, mask), expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_mask_that_is_added_changes_no_bit(
-    build: Callable[..., Attention], tiny_config: ModelConfig, dtype: torch.dtype
-) -> None:
+def test_a_mask_that_is_added_changes_no_bit(build: Callable[..., Attention], dtype: torch.dtype) -> None:
     module, x = build().to(dtype), inputs().to(dtype)
     documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [7, 7, 7, 7, 7, 7, 7, 7, 7]])
-    mask = attention_mask(tiny_config, TOKENS, documents, 0, torch.device("cpu"))
-    assert mask is not None
+    mask = attention_mask(Causal(), 4, torch.arange(TOKENS), torch.arange(TOKENS), documents)
     assert addend(mask, dtype).dtype == dtype
     assert torch.equal(run(module, x, addend(mask, dtype)), run(module, x, mask))
 
@@ -186,20 +188,6 @@ def test_the_worked_example_of_source_002_has_its_weights(build: Callable[..., A
     assert tuple(grouped.k_proj.weight.shape) == tuple(grouped.v_proj.weight.shape) == (128, 512)
     assert sum(weight.numel() for weight in grouped.parameters()) == 655_360
     assert sum(weight.numel() for weight in full.parameters()) == 1_048_576
-
-
-@pytest.mark.parametrize(("tokens", "stored"), [(1, 0), (5, 0), (1, 6), (3, 4)])
-def test_the_mask_says_who_sees_whom_or_none_where_plain_causal_attention_says_the_same(
-    tiny_config: ModelConfig, tokens: int, stored: int
-) -> None:
-    mask = attention_mask(tiny_config, tokens, None, stored, torch.device("cpu"))
-    if stored == 0 or tokens == 1:
-        assert mask is None
-        return
-    assert mask is not None
-    assert mask.shape == (1, 1, tokens, stored + tokens)
-    for query in range(tokens):
-        assert mask[0, 0, query].tolist() == [key <= stored + query for key in range(stored + tokens)]
 
 
 def test_the_tests_own_frequencies_are_the_products(tiny_config: ModelConfig, build: Callable[..., Attention]) -> None:

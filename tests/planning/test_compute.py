@@ -5,6 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from puna.arch.attention_pattern import Blocks, Causal, Hybrid, SlidingWindow
 from puna.arch.modules import LINEARS, linear_paths
 from puna.arch.presets import PRESETS
 from puna.model.linears.adapter import LoraOverride, LoraSettings
@@ -12,7 +13,7 @@ from puna.model.linears.lora import lora_linear
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear, replace_linear
 from puna.planning.compute import forward_flops, training_flops
-from puna.planning.counting import linear_parameters, lora_parameters
+from puna.planning.counting import attended_pairs, linear_parameters, lora_parameters
 from puna.planning.settings import FullTraining, Inference, LoraTraining, Settings
 
 TINY = PRESETS["tiny"].config
@@ -63,9 +64,20 @@ def test_lora_training_equals_torchs_counter(kind):
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17, 64])
-def test_causal_attention_equals_a_count_of_pairs(tokens):
-    pairs = sum(TINY.pattern.allows(query, key) for query in range(tokens) for key in range(tokens))
-    assert forward_flops(TINY, tokens).attention == TINY.n_layers * pairs * 4 * TINY.n_heads * TINY.head_dim
+@pytest.mark.parametrize(
+    "pattern",
+    [Causal(), SlidingWindow(window=9, sinks=2), Blocks(size=8, shifted=True), Hybrid(window=9, windows=1)],
+    ids=repr,
+)
+def test_attention_equals_a_count_of_pairs(tokens, pattern):
+    config, pairs = replace(TINY, pattern=pattern), 0
+    for layer in range(config.n_layers):
+        parts = config.pattern.of_layer(layer).parts
+        for part in parts:
+            seen = sum(part.allows(query, key) for query in range(tokens) for key in range(tokens))
+            pairs += seen * config.n_heads // len(parts)
+    assert attended_pairs(config, tokens) == pairs
+    assert forward_flops(config, tokens).attention == 4 * config.head_dim * pairs
 
 
 def test_a_batch_costs_its_sequences():

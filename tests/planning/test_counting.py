@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from puna.arch.attention_pattern import Causal, Hybrid
 from puna.arch.presets import PRESETS
 from puna.model.llama import Llama
 from puna.planning.compute import forward_flops
@@ -55,9 +56,10 @@ def test_the_sum_over_tensors_equals_the_formula(name):
     assert sum(math.prod(shape) for shape in parameter_shapes(config).values()) == parameter_count(config)
 
 
+@pytest.mark.parametrize("pattern", [Causal(), Hybrid(window=8, windows=1, learnable_sink=True)], ids=repr)
 @pytest.mark.parametrize("name", ["tiny", "small"])
-def test_every_name_and_shape_is_the_real_models(name):
-    model = Llama(PRESETS[name].config)
+def test_every_name_and_shape_is_the_real_models(name, pattern):
+    model = Llama(replace(PRESETS[name].config, pattern=pattern))
     assert {key: tuple(weight.shape) for key, weight in model.named_parameters()} == parameter_shapes(model.config)
     assert sum(weight.numel() for weight in model.parameters()) == parameter_count(model.config)
 

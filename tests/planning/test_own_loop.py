@@ -1,12 +1,17 @@
 """Our own layers and loop, tensor by tensor: what autograd keeps of a layer, and the allocator's peak of a step."""
 
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from puna.arch.attention_pattern import Blocks, Hybrid, SlidingWindow
 from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS, linear_paths, linear_shapes
+from puna.model.attention import attend_causally
+from puna.model.banded_attention import BandedAttention, HeadParts
 from puna.model.linears.adapter import LoraOverride, LoraSettings
 from puna.model.linears.int8 import Int8Linear, Int8WeightLinear
 from puna.model.linears.lora import lora_linear
@@ -16,7 +21,9 @@ from puna.model.llama import Llama
 from puna.model.loss import chunked_nats
 from puna.model.positions import rope_angles
 from puna.model.surgery import get_linear, replace_linear
+from puna.model.visibility import ways_to_attend
 from puna.planning.activations import layer_bytes
+from puna.planning.local_attention import mask_bytes
 from puna.planning.memory import peak_memory
 from puna.planning.settings import FullTraining, LoraTraining, Settings
 from puna.training.activations import checkpointed_blocks
@@ -51,7 +58,7 @@ def test_a_layer_keeps_exactly_the_planned_bytes(base, targets, kind):
         lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
     )
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), keep:
-        model.layers[0](x, cos, sin, None, None)
+        model.layers[0](x, cos, sin, attend_causally, None)
     kept = {place: size for place, size in storages(saved).items() if place not in owned}
     ratios = 0
     if targets is not None and kind == "dora":  # its row lengths in float32, and m / |W| in the products' type
@@ -81,6 +88,55 @@ def test_a_planned_step_is_near_the_allocated_peak(targets, vocabulary, checkpoi
     optimizer.zero_grad(set_to_none=True)
     held = 4 * sum(weight.numel() for weight in model.parameters()) + 8 * sum(weight.numel() for weight in trained)
     assert peak_memory(config, settings, 0).total == pytest.approx(held + allocated_peak(step), rel=0.08)
+
+
+PATTERNS = [
+    SlidingWindow(window=16),
+    SlidingWindow(window=40, sinks=3),
+    SlidingWindow(window=40, learnable_sink=True),
+    SlidingWindow(window=200, learnable_sink=True),
+    Blocks(size=32),
+    Blocks(size=32, shifted=True),
+    Blocks(size=33, shifted=True),
+    SlidingWindow(window=7, sinks=1),
+    Hybrid(window=24, windows=1, sinks=1),
+]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+def test_layers_that_see_locally_keep_exactly_the_planned_bytes(pattern, packed):
+    config, rows, tokens = replace(MODEL, pattern=pattern), 2, 100
+    model, x = Llama(config), torch.randn(rows, tokens, MODEL.dim, requires_grad=True)
+    cos, sin = rope_angles(model.frequencies_P, torch.arange(tokens)[None])
+    documents = torch.arange(tokens).div(30, rounding_mode="floor").expand(rows, -1) if packed else None
+    ways = ways_to_attend(config, tokens, documents, None, torch.device("cpu"), torch.float32)
+    settings = Settings(
+        method=FullTraining(), seq=tokens, batch=rows, base="float32", own_loop=True, packed=packed, loss="chunked"
+    )
+    masks = {place: size for attend in ways for place, size in mask_storages(attend).items()}
+    outside = storages([*model.parameters(), *model.buffers(), cos, sin]).keys() | masks.keys()
+    for layer, (block, attend) in enumerate(zip(model.layers, ways, strict=True)):
+        kept = storages(kept_by(block, x, cos, sin, attend))
+        assert sum(kept[place] for place in kept.keys() - outside) == layer_bytes(config, settings, layer)
+    if not config.sink_layers:  # which join theirs with the logits anew in each layer
+        assert sum(masks.values()) == mask_bytes(config, settings)
+
+
+def kept_by(block, *inputs):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each) or each, lambda each: each):
+        block(*inputs, None)
+    return saved
+
+
+def mask_storages(attend):
+    """Of what a way to attend holds."""
+    if isinstance(attend, HeadParts):
+        return {place: size for way in attend.ways for place, size in mask_storages(way).items()}
+    if isinstance(attend, BandedAttention):
+        return storages(attend.masks)
+    return storages([attend.keywords["mask"]]) if isinstance(attend, partial) else {}
 
 
 def built(base, targets, kind, *, tokens, config=MODEL, **changes):

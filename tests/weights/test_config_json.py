@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from puna.arch.attention_pattern import Blocks, Hybrid, SlidingWindow
 from puna.arch.presets import PRESETS
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, NoScaling
 from puna.errors import FormatError
@@ -168,6 +169,39 @@ def test_other_linears_are_listed_in_a_puna_section(factored):
 def test_few_bits_are_listed_and_read_again(tiny_config, entry):
     written = config_to_json(tiny_config, bos_id=0, eos_ids=[1], dtype="float32", linears=[entry])
     assert read(json.loads(json.dumps(written))).linears == (entry,)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        SlidingWindow(window=16, sinks=4),
+        SlidingWindow(window=16, learnable_sink=True),
+        Blocks(size=8, shifted=True),
+        Hybrid(window=16, windows=3),
+    ],
+    ids=repr,
+)
+def test_who_attends_to_whom_is_said_and_read_again(tiny_config, pattern):
+    config = replace(tiny_config, pattern=pattern)
+    written = config_to_json(config, bos_id=0, eos_ids=[1], dtype="float32")
+    assert (written["architectures"], written["model_type"]) == (["PunaForCausalLM"], "puna")
+    stored = read(json.loads(json.dumps(written)))
+    assert (stored.format, stored.model, stored.linears) == ("puna", config, ())
+
+
+@pytest.mark.parametrize(
+    ("attention", "said"),
+    [
+        ({"kind": "sideways"}, "attention.kind: expected causal or sliding_window"),
+        ({"kind": "blocks", "size": 8}, "attention.shifted"),
+        ({"kind": "blocks", "size": 0, "shifted": False}, "size: expected at least 1, got 0"),
+        ({"kind": "blocks", "size": True, "shifted": False}, "attention.size"),
+        ({"kind": "causal", "window": 8}, "attention.window: expected nothing"),
+    ],
+)
+def test_attention_that_is_no_pattern_is_refused(factored, attention, said):
+    with pytest.raises(FormatError, match=said):
+        read({**factored, "puna": {**factored["puna"], "attention": attention}})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 from puna.adaptation.merge import merge
 from puna.adaptation.targets import adapter_of, attach
+from puna.arch.attention_pattern import Blocks, SlidingWindow
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from puna.errors import CheckpointMismatch, DiskFull, FormatError, UsageError
 from puna.model.block_quantization import dequantize_blocks, quantize_blocks
@@ -243,6 +244,8 @@ def test_a_shared_factor_is_multiplied_out_for_each_of_its_linears(tiny, source,
         ("gguf", {"rope_scaling": YarnScaling(factor=2.0, original_max_seq_len=64, beta_slow=2.0)}, None, "YaRN"),
         ("gguf", {"rope_scaling": YarnScaling(factor=2.0, original_max_seq_len=64, ramp="turns")}, None, "YaRN"),
         ("hf", {"rope_scaling": YarnScaling(factor=2.0, original_max_seq_len=64, ramp="turns")}, None, "ramp"),
+        ("hf", {"pattern": SlidingWindow(window=8)}, None, "attention of kind sliding_window"),
+        ("gguf", {"pattern": Blocks(size=8)}, None, "attention of kind blocks"),
         ("hf", {}, "Q8_0", "no type Q8_0"),
         ("meta", {}, "Q4_0", "no type Q4_0"),
     ],

@@ -1,6 +1,7 @@
 """Model folders: save then load is the same model, transformers and we read each other's, and lies are refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from puna.adaptation.targets import attach
+from puna.arch.attention_pattern import SlidingWindow
 from puna.arch.modules import LINEARS
 from puna.arch.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from puna.arch.rounding import ROUNDINGS
@@ -16,10 +18,12 @@ from puna.compression.rounding import round_linears
 from puna.compression.sizes import stored_parameters
 from puna.errors import CheckpointMismatch, FormatError, UsageError
 from puna.files import MANIFEST
+from puna.model.init import initialise
 from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
+from puna.model.llama import Llama
 from puna.model.surgery import get_linear, named_linears, replace_linear, replace_linears
 from puna.weights.conversion import convert_checkpoint
 from puna.weights.folder import save_folder
@@ -89,7 +93,12 @@ def test_save_then_load_is_the_same_model_bit_for_bit(build_llama, tmp_path, sha
     assert loaded.frequencies_P.dtype == torch.float32
 
 
-@pytest.mark.parametrize("change", [lambda model: model, factor, fuse_and_round])
+def see_by_pattern(model):
+    pattern = SlidingWindow(window=8, sinks=2, learnable_sink=True)
+    return initialise(Llama(replace(model.config, pattern=pattern)), seed=1)
+
+
+@pytest.mark.parametrize("change", [lambda model: model, factor, fuse_and_round, see_by_pattern])
 def test_load_then_save_writes_the_same_bytes(tiny, tmp_path, change):
     save_folder(change(tiny), tmp_path / "a")
     save_folder(load_llama(tmp_path / "a"), tmp_path / "b")
@@ -241,8 +250,9 @@ def test_half_precision_leaves_codes_and_scales_alone(tiny, tmp_path):
     assert loaded.norm.weight.dtype == torch.bfloat16
 
 
-def test_transformers_refuses_a_folder_with_other_linears(tiny, tmp_path):
-    save_folder(factor(tiny), tmp_path / "a")
+@pytest.mark.parametrize("change", [factor, see_by_pattern])
+def test_transformers_refuses_a_folder_that_is_no_plain_llama(tiny, tmp_path, change):
+    save_folder(change(tiny), tmp_path / "a")
     with pytest.raises((ValueError, KeyError), match="puna"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     _, report = LlamaForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
