@@ -34,9 +34,18 @@ class _EveryLayer:
 
     __slots__ = ()
 
+    @property
+    def has_sink(self) -> bool:
+        """Whether heads have a learned logit beside their scores."""
+        return False
+
     def of_layer(self, _: int) -> Self:
         """What a layer sees."""
         return self
+
+    def in_layers(self, layers: int) -> dict[Any, int]:
+        """Of so many layers how many see what; without a loop, for a file may claim any number of them."""
+        return {self: layers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +107,11 @@ class SlidingWindow(_EveryLayer):
         """As Causal.attended."""
         full = min(tokens, self.window + self.sinks)  # so many rows see all before them
         return full * (full + 1) // 2 + (tokens - full) * (self.window + self.sinks)
+
+    @property
+    def has_sink(self) -> bool:
+        """Whether heads have a learned logit beside their scores."""
+        return self.learnable_sink
 
     @property
     def horizon(self) -> int:
@@ -192,6 +206,12 @@ class Hybrid:
         if layer % (self.windows + 1) == self.windows:
             return Causal()
         return SlidingWindow(window=self.window, sinks=self.sinks, learnable_sink=self.learnable_sink)
+
+    def in_layers(self, layers: int) -> "dict[LayerPattern, int]":
+        """As of a pattern that is the same in every layer."""
+        full = layers // (self.windows + 1)
+        counts: dict[LayerPattern, int] = {self.of_layer(0): layers - full, Causal(): full}
+        return {pattern: count for pattern, count in counts.items() if count}
 
 
 HeadPattern: TypeAlias = Causal | SlidingWindow | BlockPart

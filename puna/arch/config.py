@@ -1,8 +1,9 @@
 """ModelConfig: the numbers a model's weights depend on, checked once, at construction."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from puna.arch.attention_pattern import AttentionPattern, Causal, SlidingWindow
+from puna.arch.attention_pattern import AttentionPattern, Causal, LayerPattern
 from puna.arch.rope_scaling import NoScaling, RopeScaling
 from puna.errors import UsageError
 
@@ -43,7 +44,7 @@ class ModelConfig:
                 f"model.n_kv_heads: expected a divisor of n_heads = {self.n_heads}, got {self.n_kv_heads}",
                 "each key-value head serves n_heads / n_kv_heads query heads",
             )
-        if any(self.n_heads % len(self.pattern.of_layer(layer).parts) for layer in range(min(self.n_layers, 2))):
+        if any(self.n_heads % len(pattern.parts) for pattern in self.layer_patterns):
             raise UsageError(
                 f"model.n_heads: expected an even number for shifted blocks, got {self.n_heads}",
                 "half of the heads see blocks that are shifted by half",
@@ -64,12 +65,18 @@ class ModelConfig:
         return () if isinstance(self.pattern, Causal) else (f"attention of kind {self.pattern.kind}",)
 
     @property
-    def sink_layers(self) -> tuple[int, ...]:
-        """Layers whose heads have a learned logit beside their scores."""
-        layers = ((layer, self.pattern.of_layer(layer)) for layer in range(self.n_layers))
-        return tuple(
-            layer for layer, pattern in layers if isinstance(pattern, SlidingWindow) and pattern.learnable_sink
-        )
+    def layer_patterns(self) -> Mapping[LayerPattern, int]:
+        """What layers see, and how many of them."""
+        return self.pattern.in_layers(self.n_layers)
+
+    def has_sinks(self, layer: int) -> bool:
+        """Whether the layer's heads have a learned logit beside their scores."""
+        return self.pattern.of_layer(layer).has_sink
+
+    @property
+    def sink_layers(self) -> int:
+        """How many layers have them."""
+        return sum(count for pattern, count in self.layer_patterns.items() if pattern.has_sink)
 
     @property
     def q_dim(self) -> int:

@@ -85,7 +85,7 @@ def parameter_count(config: ModelConfig) -> int:
     """Parameters of the dense model; a tied head counts once."""
     layer = sum(d_out * d_in for d_out, d_in in linear_shapes(config).values()) + 2 * config.dim
     tables = 1 if config.tied_embeddings else 2
-    sinks = len(config.sink_layers) * config.n_heads
+    sinks = config.sink_layers * config.n_heads
     return tables * config.vocab_size * config.dim + config.n_layers * layer + config.dim + sinks
 
 

@@ -49,7 +49,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        self.sinks = Sinks(config.n_heads) if layer in config.sink_layers else None
+        self.sinks = Sinks(config.n_heads) if config.has_sinks(layer) else None
         self.q_proj = nn.Linear(config.dim, config.q_dim, bias=False)
         self.k_proj = nn.Linear(config.dim, config.kv_dim, bias=False)
         self.v_proj = nn.Linear(config.dim, config.kv_dim, bias=False)

@@ -6,6 +6,7 @@ whose kept tensors a test compares one by one, in float32, in 16 bits, and in fl
 
 from math import prod
 
+from puna.arch.attention_pattern import LayerPattern
 from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS, linear_shapes, shares_input
 from puna.planning.counting import lora_parameters
@@ -15,9 +16,9 @@ from puna.planning.settings import LoraTraining, Settings
 __all__ = ["layer_activations", "layer_bytes", "weight_copies"]
 
 
-def layer_bytes(config: ModelConfig, settings: Settings, layer: int = 0) -> int:
+def layer_bytes(config: ModelConfig, settings: Settings, pattern: LayerPattern) -> int:
     """One layer from forward to backward: its tokens' tensors, and the copies of weights that its products keep."""
-    local = attention_bytes(config, settings, layer) if settings.is_own else 0
+    local = attention_bytes(config, settings, pattern) if settings.is_own else 0
     return settings.tokens * sum(layer_activations(config, settings).values()) + weight_copies(config, settings) + local
 
 

@@ -36,7 +36,7 @@ def linear_parameters(config: ModelConfig) -> int:
 
 def norm_parameters(config: ModelConfig) -> int:
     """The gains of two norms for each layer and of the final one, and the sinks of heads that have one."""
-    return (2 * config.n_layers + 1) * config.dim + len(config.sink_layers) * config.n_heads
+    return (2 * config.n_layers + 1) * config.dim + config.sink_layers * config.n_heads
 
 
 def embedding_parameters(config: ModelConfig) -> int:
@@ -57,7 +57,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"{linear_path(layer, name)}.weight": shape for name, shape in linears.items()}
         shapes[f"layers.{layer}.input_layernorm.weight"] = (config.dim,)
         shapes[f"layers.{layer}.post_attention_layernorm.weight"] = (config.dim,)
-    shapes |= {f"layers.{layer}.self_attn.sinks.weight": (config.n_heads,) for layer in config.sink_layers}
+        if config.has_sinks(layer):
+            shapes[f"layers.{layer}.self_attn.sinks.weight"] = (config.n_heads,)
     shapes["norm.weight"] = (config.dim,)
     if not config.tied_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.dim)
@@ -104,8 +105,11 @@ def lora_parameters(
 
 def attended_pairs(config: ModelConfig, tokens: int) -> int:
     """Visible (query, key) pairs of a sequence of `tokens`, over all heads of all layers."""
-    parts = [config.pattern.of_layer(layer).parts for layer in range(config.n_layers)]
-    return sum(part.attended(tokens) * config.n_heads // len(each) for each in parts for part in each)
+    pairs = 0
+    for pattern, layers in config.layer_patterns.items():
+        heads = config.n_heads // len(pattern.parts)
+        pairs += layers * heads * sum(part.attended(tokens) for part in pattern.parts)
+    return pairs
 
 
 def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:
@@ -115,5 +119,5 @@ def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> 
 
 def kv_cache_bytes(config: ModelConfig, tokens: int, bytes_per_number: int = 2) -> int:
     """Keys and values that a sequence of `tokens` leaves; layers that see no further than a window keep it and its sinks."""
-    patterns = (config.pattern.of_layer(layer) for layer in range(config.n_layers))
-    return sum(pattern.kept(tokens) for pattern in patterns) * 2 * config.kv_dim * bytes_per_number
+    kept = sum(layers * pattern.kept(tokens) for pattern, layers in config.layer_patterns.items())
+    return kept * 2 * config.kv_dim * bytes_per_number

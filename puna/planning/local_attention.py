@@ -14,10 +14,10 @@ from puna.planning.settings import Settings
 __all__ = ["attention_bytes", "mask_bytes"]
 
 
-def attention_bytes(config: ModelConfig, settings: Settings, layer: int) -> int:
-    """What a layer's attention keeps of the batch beyond what causal attention would."""
-    pattern, c, seq = config.pattern.of_layer(layer), settings.product_bytes, settings.seq
-    if layer in config.sink_layers:
+def attention_bytes(config: ModelConfig, settings: Settings, pattern: LayerPattern) -> int:
+    """What such a layer's attention keeps of the batch beyond what causal attention would."""
+    c, seq = settings.product_bytes, settings.seq
+    if pattern.has_sink:
         return settings.batch * _plain_kernel_bytes(config, pattern, seq, c)
     if sees_all(pattern, seq):
         return 0
@@ -29,8 +29,7 @@ def attention_bytes(config: ModelConfig, settings: Settings, layer: int) -> int:
 
 def mask_bytes(config: ModelConfig, settings: Settings) -> int:
     """The masks of a call, each once for all layers that see alike."""
-    patterns = {config.pattern.of_layer(layer) for layer in range(config.n_layers)}
-    return settings.product_bytes * sum(_mask_numbers(pattern, settings) for pattern in patterns)
+    return settings.product_bytes * sum(_mask_numbers(pattern, settings) for pattern in config.layer_patterns)
 
 
 def _mask_numbers(pattern: LayerPattern, settings: Settings) -> int:

@@ -213,14 +213,14 @@ def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:
 def _kept(config: ModelConfig, settings: Settings) -> int:
     """Everything held from forward to backward."""
     block_input = settings.compute_bytes * config.dim * settings.tokens
-    inputs = (
-        block_input if settings.checkpointing else layer_bytes(config, settings, n) for n in range(config.n_layers)
-    )
-    return sum(inputs) + _shared(config, settings)
+    if settings.checkpointing:
+        return config.n_layers * block_input + _shared(config, settings)
+    layers = (count * layer_bytes(config, settings, pattern) for pattern, count in config.layer_patterns.items())
+    return sum(layers) + _shared(config, settings)
 
 
 def _largest_layer(config: ModelConfig, settings: Settings) -> int:
-    return max(layer_bytes(config, settings, layer) for layer in range(config.n_layers))
+    return max(layer_bytes(config, settings, pattern) for pattern in config.layer_patterns)
 
 
 def _shared(config: ModelConfig, settings: Settings) -> int:

@@ -231,7 +231,7 @@ def _stored(
             yield from _linear(linear_path(layer, name), d_out, d_in, entries)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"layers.{layer}.{norm}", "weight", (config.dim,), FLOATS
-        if layer in config.sink_layers:
+        if config.has_sinks(layer):
             yield f"layers.{layer}.self_attn.sinks", "weight", (config.n_heads,), FLOATS
     yield "norm", "weight", (config.dim,), FLOATS
     if not config.tied_embeddings:

@@ -88,6 +88,14 @@ def test_layers_of_a_hybrid_take_turns_and_those_of_others_do_not() -> None:
     assert [window.of_layer(layer) for layer in range(2)] == [window, window]
 
 
+@pytest.mark.parametrize("layers", [1, 2, 7, 8, 33])
+def test_layers_are_counted_without_a_loop(layers: int) -> None:
+    for pattern in (Hybrid(window=8, windows=1), Hybrid(window=8, windows=6), Blocks(size=4), Causal()):
+        seen = [pattern.of_layer(layer) for layer in range(layers)]
+        assert pattern.in_layers(layers) == {each: seen.count(each) for each in seen}
+    assert sum(Hybrid(window=8, windows=1).in_layers(2**62).values()) == 2**62
+
+
 @pytest.mark.parametrize(
     ("build", "said"),
     [

@@ -63,7 +63,7 @@ def test_a_layer_keeps_exactly_the_planned_bytes(base, targets, kind):
     ratios = 0
     if targets is not None and kind == "dora":  # its row lengths in float32, and m / |W| in the products' type
         ratios = (4 + settings.product_bytes) * sum(linear_shapes(MODEL)[name][0] for name in targets)
-    assert sum(kept.values()) - ratios == layer_bytes(MODEL, settings)
+    assert sum(kept.values()) - ratios == layer_bytes(MODEL, settings, MODEL.pattern)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -118,7 +118,9 @@ def test_layers_that_see_locally_keep_exactly_the_planned_bytes(pattern, packed)
     outside = storages([*model.parameters(), *model.buffers(), cos, sin]).keys() | masks.keys()
     for layer, (block, attend) in enumerate(zip(model.layers, ways, strict=True)):
         kept = storages(kept_by(block, x, cos, sin, attend))
-        assert sum(kept[place] for place in kept.keys() - outside) == layer_bytes(config, settings, layer)
+        assert sum(kept[place] for place in kept.keys() - outside) == layer_bytes(
+            config, settings, pattern.of_layer(layer)
+        )
     if not config.sink_layers:  # which join theirs with the logits anew in each layer
         assert sum(masks.values()) == mask_bytes(config, settings)
 
