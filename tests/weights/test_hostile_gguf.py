@@ -89,10 +89,10 @@ def path(tmp_path):
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_is_refused_at_once(path, lie):
     path.write_bytes(LIES[lie])
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(FormatError):
         read_gguf(path)
-    assert time.perf_counter() - started < 0.5  # 50 ms where nothing else runs
+    assert time.process_time() - started < 0.5  # of this process: what else the machine does is no matter
 
 
 def test_a_file_cut_at_any_byte_is_refused(path):
@@ -138,12 +138,12 @@ def test_mutations_are_refused_or_stay_inside_the_file(path):
     slowest = 0.0
     for _ in range(MUTATIONS):
         path.write_bytes(mutate(original[:header], rng) + original[header:])
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             check_inside(read_gguf(path))
             read += 1
         except FormatError:
             pass
-        slowest = max(slowest, time.perf_counter() - started)
+        slowest = max(slowest, time.process_time() - started)
     assert slowest < 1
     assert 0 < read < MUTATIONS

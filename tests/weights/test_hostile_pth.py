@@ -220,10 +220,10 @@ def test_a_zip_that_lies_is_refused_at_once(path: Path, lie: str) -> None:
     assert len(read_here(path)) == 2
     assert LIES[lie] != GOOD
     path.write_bytes(LIES[lie])
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(FormatError):
         read_here(path)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_a_place_in_64_bits_is_read(path: Path) -> None:
@@ -279,15 +279,16 @@ def test_mutations_are_refused_or_stay_inside_the_archive(path: Path, one_child:
     assert len(read_pth_headers([path])[0]) == 2  # the child starts before the clock does
     rng, read, slowest, count = random.Random(0), 0, 0.0, MUTATIONS if way == "in this process" else 12
     reader = read_here if way == "in this process" else lambda path: read_pth_headers([path])[0]
+    clock = time.process_time if way == "in this process" else time.perf_counter
     for _ in range(count):
         path.write_bytes(mutated(rng))
-        started = time.perf_counter()
+        started = clock()
         try:
             check_inside(path, reader(path))
             read += 1
         except FormatError:
             pass
-        slowest = max(slowest, time.perf_counter() - started)
+        slowest = max(slowest, clock() - started)
     assert slowest < 1
     assert read < count
     assert read > 0 or way == "through the child"
