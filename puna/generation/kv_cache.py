@@ -91,7 +91,8 @@ class _Layer:
     def _store(self, length: int, k_BGTE: Tensor, v_BGTE: Tensor) -> None:
         """Of many new tokens the sinks among them and the latest."""
         end = length + k_BGTE.shape[2]
-        lasting = [p for p in range(length, end) if p < self.sinks or p >= end - (self.kept - self.sinks)]
+        latest = max(length, self.sinks, end - (self.kept - self.sinks))
+        lasting = [*range(length, min(end, self.sinks)), *range(latest, end)]
         slots, new = torch.tensor([self._slot(p) for p in lasting]), torch.tensor([p - length for p in lasting])
         for kept_BGNE, new_BGTE in ((self.k_BGNE, k_BGTE), (self.v_BGNE, v_BGTE)):
             kept_BGNE[:, :, slots.to(kept_BGNE.device)] = new_BGTE[:, :, new.to(kept_BGNE.device)].to(kept_BGNE.dtype)
