@@ -19,7 +19,6 @@ from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
-from puna.model.positions import rope_frequencies
 from puna.model.surgery import get_linear, replace_linear
 from puna.planning.settings import Base, FullTraining, LoraTraining, Settings
 from puna.training.config import Precision
@@ -172,7 +171,7 @@ def build(case: Case) -> Llama:
     """Random weights in the base's form, a tensor at a time, and the adapter."""
     with torch.device("meta"):
         model = Llama(case.model)
-    model.frequencies_P = rope_frequencies(case.model)
+    model.position.restore("cpu")
     dtype = torch.float32 if case.base == "float32" or case.wide else torch.bfloat16
     paths = list(linear_paths(case.model)) if case.base in ("int8", "nf4") else []
     for path in paths:

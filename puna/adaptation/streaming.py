@@ -28,6 +28,7 @@ from puna.model.linears.group import dense_products
 from puna.model.linears.lora import LoraEmbedding, LoraLinear
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
+from puna.model.positions import Rotate
 from puna.model.surgery import get_linear
 
 __all__ = ["LayerStream", "stream_layers"]
@@ -181,12 +182,10 @@ class _StreamedBlock(Block):
         self.train(block.training)
         self._stream, self._index = stream, index
 
-    def forward(
-        self, x_BTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, attend: Attend, cache: KeyValueStore | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotate: Rotate, attend: Attend, cache: KeyValueStore | None) -> Tensor:
         """Args and result: as Block.forward."""
         with self._stream.placed(self._index):
-            y_BTD = super().forward(x_BTD, cos_BTP, sin_BTP, attend, cache)
+            y_BTD = super().forward(x_BTD, rotate, attend, cache)
         if y_BTD.requires_grad:
             y_BTD.register_hook(partial(self._stream.go_back, self._index))
         return y_BTD

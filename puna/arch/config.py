@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 
 from puna.arch.attention_pattern import AttentionPattern, Causal, LayerPattern
 from puna.arch.rope_scaling import NoScaling, RopeScaling
+from puna.arch.variants import GATED, NORM_VECTORS, FeedForwardKind, NormKind, Placement, PositionKind, ScoreScale
 from puna.errors import UsageError
 
 __all__ = ["ModelConfig"]
@@ -12,8 +13,8 @@ __all__ = ["ModelConfig"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A Llama: pre-norm RMSNorm, RoPE, grouped-query attention, SwiGLU, no bias. Any pattern but the causal one is a variant for
-    study, which other programs do not read as a Llama.
+    """A Llama: pre-norm RMSNorm, RoPE, grouped-query attention, SwiGLU, no bias. What follows `tied_embeddings` makes variants
+    for study; of those other programs read only a GEGLU, a GLU and biased Linears as a Llama.
 
     Source: Touvron et al. 2023, arXiv:2302.13971; Dubey et al. 2024, arXiv:2407.21783.
     """
@@ -31,6 +32,14 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tied_embeddings: bool = False
     pattern: AttentionPattern = field(default_factory=Causal)
+    norm: NormKind = "rms"
+    norm_placement: Placement = "pre"
+    position: PositionKind = "rope"
+    ffn: FeedForwardKind = "swiglu"
+    score_scale: ScoreScale = "1/sqrt"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -49,7 +58,7 @@ class ModelConfig:
                 f"model.n_heads: expected an even number for shifted blocks, got {self.n_heads}",
                 "half of the heads see blocks that are shifted by half",
             )
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.position == "rope":
             raise UsageError(
                 f"model.head_dim: expected an even number, got {self.head_dim}", "RoPE rotates pairs of coordinates"
             )
@@ -61,8 +70,58 @@ class ModelConfig:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """What makes this something else than a plain Llama, in words."""
-        return () if isinstance(self.pattern, Causal) else (f"attention of kind {self.pattern.kind}",)
+        """What makes this something else than LlamaForCausalLM computes, in words."""
+        differs = {
+            f"attention of kind {self.pattern.kind}": not isinstance(self.pattern, Causal),
+            f"norms of kind {self.norm}": self.norm != "rms",
+            "norms after each branch": self.norm_placement != "pre",
+            f"positions of kind {self.position}": self.position != "rope",
+            f"a feed-forward network of kind {self.ffn}": not self.is_gated,
+            f"scores times {self.score_scale}": self.score_scale != "1/sqrt",
+            "a head with a bias": self.head_bias,
+        }
+        return tuple(words for words, found in differs.items() if found)
+
+    @property
+    def exchanged(self) -> tuple[str, ...]:
+        """All that differs from a real Llama, in words."""
+        return tuple(dict.fromkeys((*self.variants, *self.altered_parts)))
+
+    @property
+    def altered_parts(self) -> tuple[str, ...]:
+        """What differs from a Llama's layers themselves, whoever attends to whom: adapters and compression do not know it."""
+        biases = {"attention": self.attention_bias, "feed-forward": self.mlp_bias}
+        gate = () if self.ffn == "swiglu" or not self.is_gated else (f"a feed-forward network of kind {self.ffn}",)
+        words = (words for words in self.variants if not words.startswith("attention of kind"))
+        return (*words, *gate, *(f"{part} with biases" for part, found in biases.items() if found))
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward network multiplies two projections."""
+        return self.ffn in GATED
+
+    @property
+    def norm_names(self) -> tuple[str, ...]:
+        """The norms of a layer, in order of use."""
+        if self.norm_placement == "pre":
+            return ("input_layernorm", "post_attention_layernorm")
+        return ("post_attention_layernorm", "post_feedforward_layernorm")
+
+    @property
+    def norm_vectors(self) -> tuple[str, ...]:
+        """What each norm stores, (D) each."""
+        return NORM_VECTORS[self.norm]
+
+    @property
+    def score_factor(self) -> float:
+        """What q k^T is multiplied by."""
+        return {"1/sqrt": self.head_dim**-0.5, "1": 1.0, "1/d": 1 / self.head_dim}[self.score_scale]
+
+    def is_biased(self, linear: str) -> bool:
+        """Whether a Linear of this name adds a bias."""
+        if linear == "lm_head":
+            return self.head_bias
+        return self.attention_bias if linear in ("q_proj", "k_proj", "v_proj", "o_proj") else self.mlp_bias
 
     @property
     def layer_patterns(self) -> Mapping[LayerPattern, int]:

@@ -11,15 +11,19 @@ __all__ = [
     "HEAD",
     "LINEARS",
     "LINEAR_GROUPS",
+    "learned_vectors",
     "linear_path",
     "linear_paths",
     "linear_shapes",
+    "linear_size",
     "match_linears",
     "match_targets",
     "parameter_count",
+    "position_rows",
     "read_one_input",
     "shares_input",
     "target_paths",
+    "vector_parameters",
 ]
 
 _PARENT = {
@@ -39,9 +43,10 @@ _SHARED_INPUT = {name: group for group in (("q_proj", "k_proj", "v_proj"), ("gat
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(d_out, d_in) of each Linear of a layer, in the order of use."""
+    """(d_out, d_in) of each Linear of a layer, in the order of use; without a gate there is no gate_proj."""
     d, q, kv, f = config.dim, config.q_dim, config.kv_dim, config.ffn_dim
-    return dict(zip(LINEARS, ((q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)), strict=True))
+    shapes = dict(zip(LINEARS, ((q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)), strict=True))
+    return {name: shape for name, shape in shapes.items() if name != "gate_proj" or config.is_gated}
 
 
 def linear_path(layer: int, name: str) -> str:
@@ -50,10 +55,12 @@ def linear_path(layer: int, name: str) -> str:
 
 
 def linear_paths(config: ModelConfig, names: tuple[str, ...] = LINEARS) -> Iterator[str]:
-    """The paths of the named Linears, layer by layer."""
+    """The paths of the named Linears that there are, layer by layer."""
+    there = linear_shapes(config)
     for layer in range(config.n_layers):
         for name in names:
-            yield linear_path(layer, name)
+            if name in there:
+                yield linear_path(layer, name)
 
 
 def match_linears(text: str) -> tuple[str, ...]:
@@ -83,10 +90,32 @@ def target_paths(config: ModelConfig, targets: tuple[str, ...]) -> Iterator[str]
 
 def parameter_count(config: ModelConfig) -> int:
     """Parameters of the dense model; a tied head counts once."""
-    layer = sum(d_out * d_in for d_out, d_in in linear_shapes(config).values()) + 2 * config.dim
-    tables = 1 if config.tied_embeddings else 2
-    sinks = config.sink_layers * config.n_heads
-    return tables * config.vocab_size * config.dim + config.n_layers * layer + config.dim + sinks
+    layer = sum(linear_size(config, name) for name in linear_shapes(config))
+    tables = (1 if config.tied_embeddings else 2) * config.vocab_size + position_rows(config)
+    head_bias = config.vocab_size * config.head_bias
+    return tables * config.dim + config.n_layers * layer + vector_parameters(config) + head_bias
+
+
+def linear_size(config: ModelConfig, name: str) -> int:
+    """Those of one Linear of a layer, its bias included; 0 where there is none of that name."""
+    d_out, d_in = linear_shapes(config).get(name, (0, 0))
+    return d_out * d_in + d_out * config.is_biased(name)
+
+
+def vector_parameters(config: ModelConfig) -> int:
+    """What the norms learn, and the sinks of heads that have one."""
+    norms = len(config.norm_names) * config.n_layers + (config.norm_placement == "pre")
+    return norms * len(learned_vectors(config)) * config.dim + config.sink_layers * config.n_heads
+
+
+def learned_vectors(config: ModelConfig) -> tuple[str, ...]:
+    """What each norm stores and learns; the others it measures."""
+    return tuple(name for name in config.norm_vectors if not name.startswith("running"))
+
+
+def position_rows(config: ModelConfig) -> int:
+    """Of a learned table of positions; 0 where they are computed."""
+    return config.max_seq_len if config.position == "learned" else 0
 
 
 def shares_input(name: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Named models: the released Llamas, the Transformer's base width, and two small ones to train here.
 
-Sources: the released params.json and config.json files; Llama papers arXiv:2302.13971, 2307.09288, 2407.21783.
+Sources: the released params.json and config.json files; Llama papers arXiv:2302.13971, 2307.09288, 2407.21783; the Transformer
+arXiv:1706.03762.
 """
 
 from dataclasses import dataclass
@@ -78,12 +79,33 @@ def _small(name: str, vocab: int, dim: int, layers: int, heads: int, kv_heads: i
     return Preset(name=name, config=config, generation=_OURS)
 
 
+def _transformer_2017() -> Preset:
+    """The decoder's half of the base model of Vaswani et al. 2017, without the attention to an encoder."""
+    config = ModelConfig(
+        vocab_size=37_000,
+        dim=512,
+        n_layers=6,
+        n_heads=8,
+        n_kv_heads=8,
+        head_dim=64,
+        ffn_dim=2048,
+        max_seq_len=512,
+        tied_embeddings=True,
+        norm="layer",
+        norm_placement="post",
+        position="sinusoidal",
+        ffn="relu",
+        mlp_bias=True,
+    )
+    return Preset(name="transformer-2017", config=config, generation=_OURS)
+
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         _small("tiny", 512, 64, 2, 4, 2, 176, 256),
         _small("small", 4096, 256, 4, 8, 2, 704, 512),
-        _small("transformer-2017", 37_000, 512, 6, 8, 8, 1408, 512),
+        _transformer_2017(),
         _llama(_LLAMA_1S, "llama-1-7b", 4096, 32, 32, 32, 11_008, 2048, eps=1e-6),
         _llama(_LLAMA_1, "llama-1-33b", 6656, 60, 52, 52, 17_920, 2048, eps=1e-6),
         _llama(_LLAMA_1, "llama-1-65b", 8192, 80, 64, 64, 22_016, 2048, eps=1e-5),

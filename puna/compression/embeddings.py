@@ -76,7 +76,7 @@ def collect_table_statistics(model: Llama, windows: Iterable[Tensor], seed: int 
 
     Args:   windows: ids_BT. Errors: BadData: no window at all, or what is summed is not finite.
     """
-    device, dim = model.norm.weight.device, model.config.dim
+    device, dim = model.device, model.config.dim
     counts_V = torch.zeros(model.config.vocab_size, dtype=torch.float64, device=device)
     sums = {name: torch.zeros(dim, dim, dtype=torch.float64, device=device) for name in ("input", "hidden")}
 

@@ -40,10 +40,10 @@ def pool_key_value_heads(
     Args:    grams: what `attention_grams` found; None: every direction counts alike, and `mean` asks for none.
     Returns: of each layer what `joint` left out, in units of its Gram. Errors: UsageError, before anything has changed.
     """
-    config, dtype = model.config, model.norm.weight.dtype
+    config, dtype = model.config, model.dtype
     losses = []
     for layer in range(config.n_layers):
-        covariance_DD = torch.eye(config.dim).to(model.norm.weight) if grams is None else grams[layer]
+        covariance_DD = torch.eye(config.dim).to(model.device, model.dtype) if grams is None else grams[layer]
         pooled, loss = pool_heads(_heads(model, layer), kv_heads, covariance_DD, pooling)
         o_DHE = pooled.o_HDE.transpose(0, 1)
         weights = pooled.q_HED.flatten(0, 1), pooled.k_PED.flatten(0, 1), pooled.v_PED.flatten(0, 1), o_DHE.flatten(1)

@@ -22,7 +22,6 @@ from puna.compression.statistics import InputSum, refuse_no_tokens, watched
 from puna.errors import BadData
 from puna.model.linears.kind import AnyLinear, own_weight
 from puna.model.llama import Llama
-from puna.model.positions import rope_angles
 from puna.model.surgery import get_linear
 from puna.model.visibility import ways_to_attend
 
@@ -47,7 +46,7 @@ class Stream:
 def embed(model: Llama, windows: Sequence[Tensor]) -> Stream:
     """The stream into the first layer. Args: windows: ids_1T. Errors: BadData: no window at all."""
     refuse_no_tokens(len(windows))
-    parts = [model.embed_tokens(ids_1T[0]).to(model.norm.weight.dtype) for ids_1T in windows]
+    parts = [model.embed_tokens(ids_1T[0]).to(model.dtype) for ids_1T in windows]
     return Stream(torch.cat(parts), tuple(len(part) for part in parts))
 
 
@@ -110,11 +109,11 @@ def _advance(model: Llama, layer: int, stream: Stream, passed: Callable[[], None
     """Run a layer over every window, in place."""
     block, device = model.layers[layer], stream.x_ND.device
     positions_1T = torch.arange(max(stream.lengths), device=device)[None]
-    cos_1TP, sin_1TP = rope_angles(model.frequencies_P, positions_1T, model.config.rope_scaling.amplitude)
     for x_TD in stream.windows():
         tokens = len(x_TD)
         attend = ways_to_attend(model.config, tokens, None, None, device, x_TD.dtype)[layer]
-        x_TD.copy_(block(x_TD[None], cos_1TP[:, :tokens], sin_1TP[:, :tokens], attend, None)[0])
+        rotate = model.position.rotation(positions_1T[:, :tokens])
+        x_TD.copy_(block(x_TD[None], rotate, attend, None)[0])
         passed()
 
 

@@ -27,5 +27,5 @@ def linear_bytes(model: Llama) -> int:
 
 def _stored(model: Llama) -> list[Tensor]:
     """The rotation frequencies are no part of a model's file."""
-    codes = [tensor for name, tensor in model.named_buffers() if name != "frequencies_P"]
+    codes = [tensor for name, tensor in model.named_buffers() if name != "position.frequencies_P"]
     return [*model.parameters(), *codes]

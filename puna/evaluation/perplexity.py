@@ -116,10 +116,11 @@ def evaluate_windows(
     Raises: BadData: no target is kept. NonFiniteLoss: the model gives no numbers.
     """
     began = time.perf_counter()
+    model.eval()
     nats: list[float] = []
     tokens: list[int] = []
     for batch in batches:
-        batch = batch.to(model.norm.weight.device)
+        batch = batch.to(model.device)
         hidden_BTD = model.hidden(batch.ids_BT, batch.positions_BT, batch.documents_BT)
         nats_BT = token_nats(model.lm_head, hidden_BTD, batch.targets_BT).double()
         keep_BT = torch.ones_like(nats_BT, dtype=torch.bool) if batch.keep_BT is None else batch.keep_BT

@@ -28,7 +28,7 @@ from puna.jobs.factoring import Factored, factorise, usual_allocation
 from puna.jobs.healing import Healed, heal
 from puna.jobs.layerwise import LayerNotice, LayerObserver, Layerwise, is_layerwise, load_mapped
 from puna.jobs.levers import Judge, Lever, cache_bytes, levers_section
-from puna.jobs.load import LoadedModel, find_model, load
+from puna.jobs.load import LoadedModel, find_model, load, require_llama
 from puna.jobs.low_rank_report import (
     TableName,
     TableSpectrum,
@@ -46,6 +46,7 @@ from puna.model.surgery import named_linears
 from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_seconds
 from puna.weights.folder import save_folder
+from puna.weights.headers import read_stored
 
 __all__ = ["CompressResult", "compress", "compress_rows", "refuse_compressed"]
 
@@ -95,7 +96,7 @@ def compress(
     Args:   observers: of layers or, in healing, of steps.
     Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted, NonFiniteLoss, RunLocked.
     """
-    started, place, source = time.monotonic(), choose_device(device), find_model(recipe.model)
+    started, place, source = time.monotonic(), choose_device(device), _source(recipe)
     with open_run(out, recipe, resume=True) as folder:
         peak = PeakMemory(place)
         loaded, layers = _open(recipe, source, place, folder, observers)
@@ -129,6 +130,13 @@ def compress(
         )
         _report(folder, result, made)
     return result
+
+
+def _source(recipe: CompressRecipe) -> Path:
+    """The model to be made smaller. Errors: FormatError; UsageError: it is no Llama."""
+    source = find_model(recipe.model)
+    require_llama(read_stored(source).model, source)
+    return source
 
 
 def compress_rows(result: CompressResult, lang: str = "en") -> list[tuple[str, str]]:

@@ -117,11 +117,11 @@ class _Judges:
 
     def __init__(self, loss: Loss, model: Llama, rows: Sequence[Row], config: TrainingConfig) -> None:
         self.loss, self._model = loss, model
-        size, device = min(config.batch, config.micro_batch), model.norm.weight.device
+        size, device = min(config.batch, config.micro_batch), model.device
         self._batches = [collate(rows[start : start + size]).to(device) for start in range(0, len(rows), size)]
 
     @torch.no_grad()
     def __call__(self) -> HeldOut:
         """Mean over the kept tokens of all rows."""
-        nothing = Nats(torch.zeros((), dtype=torch.float64, device=self._model.norm.weight.device), 0)
+        nothing = Nats(torch.zeros((), dtype=torch.float64, device=self._model.device), 0)
         return HeldOut(nats=sum((self.loss(self._model, batch) for batch in self._batches), start=nothing).mean)

@@ -207,7 +207,7 @@ def _check_space(place: Path, model: Llama, ranks: dict[str, int], tokens: int, 
     linears = {path: get_linear(model, path) for path in ranks}
     numbers = sum(ranks[path] * (linear.in_features + linear.out_features) for path, linear in linears.items())
     table = model.embed_tokens.weight
-    stream = 2 * tokens * model.config.dim * model.norm.weight.itemsize
+    stream = 2 * tokens * model.config.dim * model.dtype.itemsize
     needed = 2 * (numbers * table.itemsize + table.nbytes) + stream - there
     if free_bytes(place) < needed:
         raise DiskFull(

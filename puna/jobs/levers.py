@@ -60,7 +60,7 @@ class Judge:
 
 def cache_bytes(model: Llama) -> int:
     """Keys and values of one token, in the type that the model computes in."""
-    return kv_cache_bytes_per_token(model.config, model.norm.weight.itemsize)
+    return kv_cache_bytes_per_token(model.config, model.dtype.itemsize)
 
 
 def levers_section(lang: str, levers: Sequence[Lever]) -> Section:

@@ -31,7 +31,9 @@ Model = str | Path | ModelConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What distinguishes a generation; None where a model is no preset or nothing was published."""
+    """What distinguishes a generation; None where a model is no preset or nothing was published. exchanged: how a variant for
+    study differs from a Llama.
+    """
 
     generation: str | None
     tokenizer: str | None
@@ -39,9 +41,10 @@ class Traits:
     heads: int
     kv_heads: int
     ffn: int
-    rope_base: float
+    rope_base: float | None
     context: int
     training_tokens: float | None
+    exchanged: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +309,8 @@ def _traits(config: ModelConfig, generation: Generation | None) -> Traits:
         heads=config.n_heads,
         kv_heads=config.n_kv_heads,
         ffn=config.ffn_dim,
-        rope_base=config.rope_theta,
+        rope_base=config.rope_theta if config.position == "rope" else None,
         context=config.max_seq_len,
         training_tokens=generation.training_tokens if generation else None,
+        exchanged=config.exchanged,
     )

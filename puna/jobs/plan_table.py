@@ -117,6 +117,7 @@ _TRAITS: tuple[tuple[str, Show], ...] = (
     ("ffn", _traits("ffn", "{:,}".format)),
     ("rope base", _traits("rope_base", "{:,.0f}".format)),
     ("context", _traits("context", "{:,}".format)),
+    ("exchanged", lambda result: ", ".join(result.traits.exchanged)),
     ("training tokens", _traits("training_tokens", lambda count: human_count(float(str(count))))),
 )
 _COUNTS: tuple[tuple[str, Show], ...] = (

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import LINEAR_GROUPS, linear_shapes
 from puna.planning import counting
 from puna.planning.memory import Memory
 from puna.report.axes import Axis, Reference
@@ -71,7 +70,7 @@ def read_history(metrics: Path) -> History:
 
 def model_section(lang: str, config: ModelConfig, steps: int, batch_tokens: int) -> Section:
     """What was trained: the drawing with its sizes, and where the parameters are."""
-    attention, feed_forward = _layer_parameters(config)
+    attention, feed_forward = (counting.group_parameters(config, group) for group in ("attention", "mlp"))
     drawing = ModelDrawing(
         vocab_size=config.vocab_size,
         dim=config.dim,
@@ -86,20 +85,22 @@ def model_section(lang: str, config: ModelConfig, steps: int, batch_tokens: int)
         feed_forward_parameters=feed_forward,
         head_parameters=counting.head_parameters(config),
     )
-    total = f"{counting.parameter_count(config):,}"
+    total, changes = f"{counting.parameter_count(config):,}", config.exchanged
     sizes = {"vocabulary": f"{config.vocab_size:,}", "steps": f"{steps:,}", "batch_tokens": f"{batch_tokens:,}"}
+    words = label(lang, "trained.words", parameters=total, dim=config.dim, layers=config.n_layers)
+    drawn: tuple[Figure, ...] = (Figure(content=drawing, caption=label(lang, "trained.drawing_caption")),)
+    if changes:  # the drawing is a Llama's
+        words = label(lang, "trained.words_variant", parameters=total, changes=", ".join(changes))
+        drawn = ()
     return Section(
         title=label(lang, "trained.title"),
-        words=(
-            label(lang, "trained.words", parameters=total, dim=config.dim, layers=config.n_layers),
-            label(lang, "trained.words_head", **sizes),
-        ),
-        items=(Figure(content=drawing, caption=label(lang, "trained.drawing_caption")), _parameter_table(lang, config)),
+        words=(words, label(lang, "trained.words_head", **sizes)),
+        items=(*drawn, _parameter_table(lang, config)),
     )
 
 
 def _parameter_table(lang: str, config: ModelConfig) -> Table:
-    attention, feed_forward = _layer_parameters(config)
+    attention, feed_forward = (counting.group_parameters(config, group) for group in ("attention", "mlp"))
     total, layers = counting.parameter_count(config), config.n_layers
     parts = (
         (label(lang, "trained.part.embedding"), counting.embedding_parameters(config)),
@@ -115,15 +116,6 @@ def _parameter_table(lang: str, config: ModelConfig) -> Table:
         caption=label(lang, "trained.table_caption"),
         strong_rows=(len(parts) - 1,),
     )
-
-
-def _layer_parameters(config: ModelConfig) -> tuple[int, int]:
-    """Those of attention and of feed-forward in one layer."""
-    shapes = linear_shapes(config)
-    attention, feed_forward = (
-        sum(math.prod(shapes[name]) for name in LINEAR_GROUPS[group]) for group in ("attention", "mlp")
-    )
-    return attention, feed_forward
 
 
 def loss_figure(lang: str, history: History, references: Sequence[tuple[str, float]] = ()) -> Figure:

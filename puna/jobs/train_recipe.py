@@ -73,6 +73,11 @@ class TrainRecipe:
                 f"training.seq: expected at most model.max_seq_len = {self.model.max_seq_len}, got {self.training.seq}",
                 "shorten --seq, or raise --set model.max_seq_len",
             )
+        if self.model.norm == "batch" and self.training.checkpoint_activations:
+            raise UsageError(
+                "training.checkpoint_activations: expected false with norms of kind batch, got true",
+                "a block formed again would measure each batch twice",
+            )
 
 
 def train_recipe(

@@ -145,7 +145,7 @@ def _config(path: str | Path, meta: MetaSettings | None) -> ModelConfig:
 
 
 def _logits(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-    device = loaded.llama.norm.weight.device
+    device = loaded.llama.device
     return logits_of(loaded.llama, (torch.tensor([row], device=device) for row in rows))
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from puna.arch.config import ModelConfig
 from puna.model.linears.derived import Derived
 from puna.model.linears.group import project_together
-from puna.model.positions import apply_rope
+from puna.model.positions import Rotate
 
 __all__ = ["Attend", "Attention", "KeyValueStore", "Sinks", "addend", "attend_causally", "attend_where"]
 
@@ -50,25 +50,19 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.sinks = Sinks(config.n_heads) if config.has_sinks(layer) else None
-        self.q_proj = nn.Linear(config.dim, config.q_dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, config.kv_dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, config.kv_dim, bias=False)
-        self.o_proj = nn.Linear(config.q_dim, config.dim, bias=False)
+        self.q_proj = nn.Linear(config.dim, config.q_dim, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.dim, config.kv_dim, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.dim, config.kv_dim, bias=config.attention_bias)
+        self.o_proj = nn.Linear(config.q_dim, config.dim, bias=config.attention_bias)
 
-    def forward(
-        self,
-        x_BTD: Tensor | Derived,
-        cos_BTP: Tensor,
-        sin_BTP: Tensor,
-        attend: Attend,
-        cache: KeyValueStore | None,
-    ) -> Tensor:
-        """Args: attend: who sees whom in this call. cache: extended by these tokens. Returns: x's shape."""
+    def forward(self, x_BTD: Tensor | Derived, rotate: Rotate, attend: Attend, cache: KeyValueStore | None) -> Tensor:
+        """Args: rotate: what positions do to queries and keys; attend: who sees whom in this call. cache: extended by these
+        tokens. Returns: x's shape.
+        """
         q, k, v = (
             y.unflatten(-1, (-1, self.head_dim)) for y in project_together(x_BTD, self.q_proj, self.k_proj, self.v_proj)
         )
-        q_BHTE = apply_rope(q, cos_BTP, sin_BTP).transpose(1, 2)
-        k_BGTE, v_BGTE = apply_rope(k, cos_BTP, sin_BTP).transpose(1, 2), v.transpose(1, 2)
+        q_BHTE, k_BGTE, v_BGTE = rotate(q).transpose(1, 2), rotate(k).transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k_BGTE, v_BGTE = cache.extend(self.layer, k_BGTE, v_BGTE)
         y_BHTE = attend(q_BHTE, k_BGTE, v_BGTE, None if self.sinks is None else self.sinks.weight)

@@ -1,19 +1,22 @@
-"""SwiGLU: y = W_down (silu(W_gate x) * (W_up x)).
+"""SwiGLU: y = W_down (silu(W_gate x) * (W_up x)); for study other gates, and the plain y = W_down f(W_up x) of 2017.
 
-Source: Shazeer 2020, arXiv:2002.05202.
+Sources: Shazeer 2020, arXiv:2002.05202; Vaswani et al. 2017, arXiv:1706.03762, section 3.3.
 """
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from puna.arch.config import ModelConfig
+from puna.arch.variants import FEED_FORWARDS
+from puna.model.activations import ACTIVATIONS, activated, gated
 from puna.model.linears.derived import Derived
 from puna.model.linears.group import project_together
 
-__all__ = ["FeedForward"]
+__all__ = ["FeedForward", "PlainFeedForward", "feed_forward"]
+
+
+def feed_forward(config: ModelConfig) -> "FeedForward | PlainFeedForward":
+    """The network of one layer, of the kind that the config names."""
+    return FeedForward(config) if config.is_gated else PlainFeedForward(config)
 
 
 class FeedForward(nn.Module):
@@ -21,31 +24,27 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.activation = ACTIVATIONS[FEED_FORWARDS[config.ffn]]
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Tensor | Derived) -> Tensor:
         """Args: x_BTD. Returns: the same shape."""
         gate_BTF, up_BTF = project_together(x_BTD, self.gate_proj, self.up_proj)
-        product_BTF = Derived(_SwiGLU.apply(gate_BTF, up_BTF), (gate_BTF, up_BTF), _swiglu)
-        return project_together(product_BTF, self.down_proj)[0]
+        return project_together(gated(gate_BTF, up_BTF, self.activation), self.down_proj)[0]
 
 
-class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up; the way back forms silu(gate) again rather than keeping a third tensor of this width."""
+class PlainFeedForward(nn.Module):
+    """Two matrices and a function between them."""
 
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return _swiglu(gate, up)
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[FEED_FORWARDS[config.ffn]]
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
-        (dy,), (gate, up) = upstream, ctx.saved_tensors
-        dgate = torch.ops.aten.silu_backward(dy * up, gate)
-        return dgate, F.silu(gate).mul_(dy)
-
-
-def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(gate).mul_(up)
+    def forward(self, x_BTD: Tensor | Derived) -> Tensor:
+        """Args: x_BTD. Returns: the same shape."""
+        (up_BTF,) = project_together(x_BTD, self.up_proj)
+        return project_together(activated(up_BTF, self.activation), self.down_proj)[0]

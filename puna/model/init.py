@@ -21,12 +21,15 @@ _RESIDUAL = ("o_proj", "down_proj")
 
 @torch.no_grad()
 def initialise(model: Llama, seed: int) -> Llama:
-    """Fill every weight from one seeded generator, in order of their names; norms start at 1, sinks at 0. Returns the model."""
+    """Fill every weight from one seeded generator, in order of their names; norms start at 1, biases and sinks at 0.
+
+    Returns: the model.
+    """
     generator = torch.Generator().manual_seed(seed)
     residual_std = STD / math.sqrt(2 * model.config.n_layers)
     for name, weight in sorted(model.named_parameters()):
         if weight.dim() == 1:
-            nn.init.constant_(weight, 0.0 if name.endswith("sinks.weight") else 1.0)
+            nn.init.constant_(weight, 0.0 if name.endswith(("sinks.weight", "bias")) else 1.0)
             continue
         path, _, kind = name.rpartition(".")
         std = residual_std if path.endswith(_RESIDUAL) else STD

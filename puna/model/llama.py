@@ -6,17 +6,15 @@ Parameter names are Hugging Face's without the leading `model.`, so weights and 
 Source: Touvron et al. 2023, arXiv:2302.13971; Dubey et al. 2024, arXiv:2407.21783.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from puna.arch.config import ModelConfig
 from puna.model.attention import KeyValueStore
-from puna.model.block import Block
+from puna.model.block import BLOCKS
 from puna.model.linears.kind import product_type
-from puna.model.norms import RMSNorm
-from puna.model.positions import rope_angles, rope_frequencies
+from puna.model.norms import NORMS, NoNorm
+from puna.model.positions import POSITIONS
 from puna.model.visibility import ways_to_attend
 
 __all__ = ["Llama"]
@@ -25,18 +23,31 @@ __all__ = ["Llama"]
 class Llama(nn.Module):
     """A decoder-only language model."""
 
-    frequencies_P: Tensor
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.position = POSITIONS[config.position](config)
+        self.layers = nn.ModuleList(BLOCKS[config.norm_placement](config, layer) for layer in range(config.n_layers))
+        is_normed_already = config.norm_placement == "post"
+        self.norm = NORMS["none" if is_normed_already else config.norm](config.dim, config.norm_eps)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=config.head_bias)
         if config.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.register_buffer("frequencies_P", rope_frequencies(config), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the stream: a table may be stored narrower."""
+        return self._reference.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stream is."""
+        return self._reference.device
+
+    @property
+    def _reference(self) -> Tensor:
+        return self.embed_tokens.weight if isinstance(self.norm, NoNorm) else self.norm.weight
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """logits_BTV in float32 or wider, for short inputs; training and evaluation use `hidden` and model/loss.py."""
@@ -59,17 +70,11 @@ class Llama(nn.Module):
         tokens, stored = ids_BT.shape[1], 0 if cache is None else cache.length
         if positions_BT is None:
             positions_BT = torch.arange(stored, stored + tokens, device=ids_BT.device)[None]
-        cos_BTP, sin_BTP = rope_angles(self.frequencies_P, positions_BT, self.config.rope_scaling.amplitude)
-        x_BTD = self.embed_tokens(ids_BT).to(self.norm.weight.dtype)  # a table may be stored narrower than the stream
+        x_BTD = self.position.add(self.embed_tokens(ids_BT).to(self.dtype), positions_BT)
+        rotate = self.position.rotation(positions_BT)
         ways = ways_to_attend(self.config, tokens, documents_BT, cache, ids_BT.device, product_type(x_BTD))
         for block, attend in zip(self.layers, ways, strict=True):
-            x_BTD = block(x_BTD, cos_BTP, sin_BTP, attend, cache)
+            x_BTD = block(x_BTD, rotate, attend, cache)
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x_BTD)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Llama":
-        """Cast or move the weights; the frequencies only move: rounded to 16 bits they would bend every angle."""
-        super()._apply(fn, recurse)
-        self.frequencies_P = rope_frequencies(self.config).to(self.frequencies_P.device)
-        return self

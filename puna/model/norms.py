@@ -4,7 +4,9 @@
 
 Written out, forward and backward read x twice and keep nothing but x and rho: on CPU 11 times as fast as the composite
 of torch's operators, which was a third of a training step (docs/findings.md).
-Source: Zhang & Sennrich 2019, arXiv:1910.07467; eps inside the root, as in Llama.
+For study: LayerNorm, BatchNorm, none.
+Sources: Zhang & Sennrich 2019, arXiv:1910.07467; eps inside the root, as in Llama. Ba et al. 2016, arXiv:1607.06450; Ioffe &
+Szegedy 2015, arXiv:1502.03167.
 """
 
 from functools import partial
@@ -12,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from puna.arch.variants import NormKind
 from puna.model.linears.derived import Derived
 
-__all__ = ["RMSNorm"]
+__all__ = ["NORMS", "BatchNorm", "LayerNorm", "NoNorm", "RMSNorm", "running_statistics"]
 
 
 class RMSNorm(nn.Module):
@@ -33,6 +37,80 @@ class RMSNorm(nn.Module):
     def derived(self, x_BTD: Tensor) -> Derived:
         """The same for products that read it: they need not keep it."""
         return Derived(self(x_BTD), (x_BTD, self.weight), partial(_formed_again, eps=self.eps))
+
+
+class LayerNorm(nn.Module):
+    """y = gain * (x - mean) / sqrt(var + eps) + bias, over the features of each vector; biased variance."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Args: x_BTD (..., D). Returns: the same shape and type."""
+        return _layer_norm(x_BTD, self.weight, self.bias, eps=self.eps)
+
+    def derived(self, x_BTD: Tensor) -> Derived:
+        """As RMSNorm.derived."""
+        return Derived(self(x_BTD), (x_BTD, self.weight, self.bias), partial(_layer_norm, eps=self.eps))
+
+
+class BatchNorm(nn.Module):
+    """The same over all tokens of a batch for each feature. While it trains, a token's output depends on those that come after
+    it: the future leaks. In evaluation running statistics stand in: running = 0.9 running + 0.1 batch, unbiased variance.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Args: x_BTD (..., D), in training of two tokens at least. Returns: the same shape and type."""
+        x_ND, statistics = x_BTD.flatten(0, -2), (self.running_mean, self.running_var)
+        y_ND = F.batch_norm(x_ND, *statistics, self.weight, self.bias, self.training, momentum=0.1, eps=self.eps)
+        return y_ND.view_as(x_BTD)
+
+    def derived(self, x_BTD: Tensor) -> Tensor:
+        """Itself: formed again it would count the batch twice."""
+        return self(x_BTD)
+
+
+class NoNorm(nn.Module):
+    """The stream as it is."""
+
+    def __init__(self, _dim: int, _eps: float) -> None:
+        super().__init__()
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Returns: x_BTD."""
+        return x_BTD
+
+    def derived(self, x_BTD: Tensor) -> Tensor:
+        """Returns: x_BTD."""
+        return x_BTD
+
+
+NORMS: dict[NormKind, type[RMSNorm | LayerNorm | BatchNorm | NoNorm]] = {
+    "rms": RMSNorm,
+    "layer": LayerNorm,
+    "batch": BatchNorm,
+    "none": NoNorm,
+}
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """What the model's norms measured on the way, by name; empty but for BatchNorm."""
+    norms = ((path, module) for path, module in model.named_modules() if isinstance(module, BatchNorm))
+    return {f"{path}.{name}": buffer for path, norm in norms for name, buffer in norm.named_buffers()}
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -63,6 +141,10 @@ def _normalise(x: Tensor, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def _formed_again(x: Tensor, gain_D: Tensor, *, eps: float) -> Tensor:
     return _normalise(x, gain_D, eps)[0]
+
+
+def _layer_norm(x: Tensor, gain_D: Tensor, bias_D: Tensor, *, eps: float) -> Tensor:
+    return F.layer_norm(x, gain_D.shape, gain_D, bias_D, eps).to(x.dtype)
 
 
 def _widen(x: Tensor) -> Tensor:

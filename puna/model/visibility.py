@@ -4,6 +4,7 @@ Over a call's own tokens a local pattern is computed block by block (banded_atte
 own rule; packed documents and keys from a cache need a mask.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -44,7 +45,9 @@ def ways_to_attend(
             queries_T, keys_S = torch.arange(store.length, store.length + tokens), store.positions(layer, tokens)
             mask = attention_mask(pattern, config.n_heads, queries_T.to(device), keys_S.to(device))
             made[pattern] = partial(attend_where, mask=addend(mask, dtype))
-    return [made[pattern] for pattern in layers]
+    ways = [made[pattern] for pattern in layers]
+    again = config.score_factor * math.sqrt(config.head_dim)  # every way divides scores by sqrt(E)
+    return ways if config.score_scale == "1/sqrt" else [partial(_rescaled, way, again) for way in ways]
 
 
 def attention_mask(
@@ -59,6 +62,12 @@ def attention_mask(
     if documents_BT is not None:
         mask = mask & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
     return mask
+
+
+def _rescaled(
+    attend: Attend, factor: float, q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, sink_H: Tensor | None
+) -> Tensor:
+    return attend(q_BHTE * factor, k_BGSE, v_BGSE, sink_H)
 
 
 def _over_own_tokens(

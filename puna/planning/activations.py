@@ -31,15 +31,15 @@ def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]
     s, c, d, f = settings.compute_bytes, settings.product_bytes, config.dim, config.ffn_dim
     q, kv = config.q_dim, config.kv_dim
     parts = {
-        "norm_inputs": s * 2 * d,
-        "attention_input": c * d * _copies_of_derived_input(settings, "q_proj"),
+        "norm_inputs": s * 2 * d if config.norm != "none" else 0,
+        "attention_input": c * d * _copies_of_norm_output(config, settings, "q_proj"),
         "queries": c * q,
         "keys": c * kv,
         "values": c * kv,
         "log_sum_exp": 4 * config.n_heads,
         "attention_output": c * q,
-        "feed_forward_input": c * d * _copies_of_derived_input(settings, "gate_proj"),
-        "gate": c * f,
+        "feed_forward_input": c * d * _copies_of_norm_output(config, settings, "up_proj"),
+        "gate": c * f if config.is_gated else 0,
         "up": c * f,
         "activated_gate": c * f,
         "product": c * f * _copies_of_derived_input(settings, "down_proj"),
@@ -50,7 +50,7 @@ def layer_activations(config: ModelConfig, settings: Settings) -> dict[str, int]
         if settings.method.magnitudes:
             shapes = linear_shapes(config)
             parts["dora_outputs"] = c * sum(shapes[name][0] for name in targets)
-    return parts | _unfused_activations(config, settings) | _own_activations(settings)
+    return parts | _unfused_activations(config, settings) | _own_activations(config, settings)
 
 
 def weight_copies(config: ModelConfig, settings: Settings) -> int:
@@ -71,6 +71,12 @@ def weight_copies(config: ModelConfig, settings: Settings) -> int:
     copied = [name for name in LINEARS if targets & set(shares_input(name))]
     weights = sum(prod(shapes[name]) for name in copied if name not in in_nodes) if settings.autocast else 0
     return 2 * (weights + factors)
+
+
+def _copies_of_norm_output(config: ModelConfig, settings: Settings, name: str) -> int:
+    """How often what a norm gives `name` is kept: as it is by products wherever it cannot be formed again."""
+    is_formed_again = config.norm_placement == "pre" and config.norm in ("rms", "layer")
+    return _copies_of_derived_input(settings, name) if is_formed_again else 1
 
 
 def _copies_of_derived_input(settings: Settings, name: str) -> int:
@@ -109,6 +115,7 @@ def _unfused_activations(config: ModelConfig, settings: Settings) -> dict[str, i
     return surcharges
 
 
-def _own_activations(settings: Settings) -> dict[str, int]:
-    """What this project's own layers keep otherwise: 1 / rms of two norms; silu(gate) is formed again."""
-    return {"inverse_rms": 2 * 4, "activated_gate": 0} if settings.is_own else {}
+def _own_activations(config: ModelConfig, settings: Settings) -> dict[str, int]:
+    """What this project's own layers keep otherwise: of two norms 1 / rms, or mean and 1 / std; silu(gate) is formed again."""
+    per_norm = {"rms": 4, "layer": 8, "batch": 0, "none": 0}[config.norm]
+    return {"inverse_rms": 2 * per_norm, "activated_gate": 0} if settings.is_own else {}

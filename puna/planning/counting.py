@@ -7,15 +7,27 @@ Source: docs/math.md section 3.
 """
 
 from collections.abc import Iterable, Mapping
-from math import prod
 from types import MappingProxyType
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import EMBEDDING, HEAD, LINEARS, linear_path, linear_shapes, parameter_count
+from puna.arch.modules import (
+    EMBEDDING,
+    HEAD,
+    LINEAR_GROUPS,
+    LINEARS,
+    learned_vectors,
+    linear_path,
+    linear_shapes,
+    linear_size,
+    parameter_count,
+    position_rows,
+    vector_parameters,
+)
 
 __all__ = [
     "attended_pairs",
     "embedding_parameters",
+    "group_parameters",
     "head_parameters",
     "kv_cache_bytes",
     "kv_cache_bytes_per_token",
@@ -30,38 +42,51 @@ __all__ = [
 
 
 def linear_parameters(config: ModelConfig) -> int:
-    """Those of the Linears inside the layers (N_lin)."""
-    return config.n_layers * sum(prod(shape) for shape in linear_shapes(config).values())
+    """Those of the Linears inside the layers (N_lin), and their biases."""
+    return config.n_layers * sum(linear_size(config, name) for name in LINEARS)
 
 
 def norm_parameters(config: ModelConfig) -> int:
-    """The gains of two norms for each layer and of the final one, and the sinks of heads that have one."""
-    return (2 * config.n_layers + 1) * config.dim + config.sink_layers * config.n_heads
+    """What the norms learn, and the sinks of heads that have one."""
+    return vector_parameters(config)
+
+
+def group_parameters(config: ModelConfig, group: str) -> int:
+    """Those of a group of Linears of one layer, `attention` or `mlp`, their biases included."""
+    return sum(linear_size(config, name) for name in LINEAR_GROUPS[group])
 
 
 def embedding_parameters(config: ModelConfig) -> int:
-    """The table of input vectors."""
-    return config.vocab_size * config.dim
+    """The table of input vectors, and that of positions where it is learned."""
+    return (config.vocab_size + position_rows(config)) * config.dim
 
 
 def head_parameters(config: ModelConfig) -> int:
-    """Those of the output projection; 0 where it is the embedding itself."""
-    return 0 if config.tied_embeddings else config.vocab_size * config.dim
+    """Those of the output projection; only a bias where its weight is the embedding itself."""
+    weight = 0 if config.tied_embeddings else config.vocab_size * config.dim
+    return weight + config.vocab_size * config.head_bias
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter under its name in the model; a tied head does not appear."""
-    linears = linear_shapes(config)
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, config.dim)}
+    if config.position == "learned":
+        shapes["position.weight"] = (config.max_seq_len, config.dim)
+    vectors = learned_vectors(config)
     for layer in range(config.n_layers):
-        shapes |= {f"{linear_path(layer, name)}.weight": shape for name, shape in linears.items()}
-        shapes[f"layers.{layer}.input_layernorm.weight"] = (config.dim,)
-        shapes[f"layers.{layer}.post_attention_layernorm.weight"] = (config.dim,)
+        for name, shape in linear_shapes(config).items():
+            shapes[f"{linear_path(layer, name)}.weight"] = shape
+            if config.is_biased(name):
+                shapes[f"{linear_path(layer, name)}.bias"] = shape[:1]
+        shapes |= {f"layers.{layer}.{norm}.{name}": (config.dim,) for norm in config.norm_names for name in vectors}
         if config.has_sinks(layer):
             shapes[f"layers.{layer}.self_attn.sinks.weight"] = (config.n_heads,)
-    shapes["norm.weight"] = (config.dim,)
+    if config.norm_placement == "pre":
+        shapes |= {f"norm.{name}": (config.dim,) for name in vectors}
     if not config.tied_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.dim)
+    if config.head_bias:
+        shapes["lm_head.bias"] = (config.vocab_size,)
     return shapes
 
 
@@ -82,12 +107,13 @@ def lora_per_module(
     *,
     magnitudes: bool = False,
 ) -> dict[str, int]:
-    """What an adapter adds to each target, of one layer: rank (d_in + d_out), and d_out magnitudes of a DoRA.
+    """What an adapter adds to each target that there is, of one layer: rank (d_in + d_out), and d_out magnitudes of a DoRA.
 
     Args: ranks: where they differ from `rank`, by target.
     """
     shapes = target_shapes(config)
-    return {name: ranks.get(name, rank) * sum(shapes[name]) + magnitudes * shapes[name][0] for name in targets}
+    there = [name for name in targets if name in shapes]
+    return {name: ranks.get(name, rank) * sum(shapes[name]) + magnitudes * shapes[name][0] for name in there}
 
 
 def lora_parameters(

@@ -27,6 +27,8 @@ CHINESE = {
     "trained.words": "这是一个真正的 Llama，只是小：{parameters} 个数，起初是随机噪声，全靠文本塑造成形。"
     "请从上往下看图。每个词元变成一个由 {dim} 个数组成的向量，沿着粗线向下走；{layers} 层中的每一层读它两次，"
     "并两次往上加东西：先是注意力从前文中找到的内容，再是前馈网络对它的加工结果。",
+    "trained.words_variant": "这是一个为研究而更换了部件的 Llama（{changes}）：{parameters} 个数，"
+    "起初是随机噪声，全靠文本塑造成形。",
     "trained.words_head": "到了底部，输出层把这个向量与全部 {vocabulary} 个词元作比较，给出每个词元接下来出现的概率。"
     "所谓训练，就是让真正出现的那个词元的概率变大一点；每次同时处理 {batch_tokens} 个词元，共做 {steps} 次。",
     "trained.drawing_caption": "模型及其尺寸。`a → b` 表示把 a 个数变成 b 个数的矩阵；"

@@ -29,6 +29,8 @@ ENGLISH = {
     "nothing but text. Read the drawing from top to bottom. Each token becomes a vector of {dim} numbers that travels "
     "down the thick line; each of the {layers} layers reads it twice and adds something to it, first what attention "
     "found among earlier tokens, then what the feed-forward part makes of that.",
+    "trained.words_variant": "This is a Llama with parts exchanged for study: {changes}. {parameters} numbers began as noise "
+    "and were shaped by nothing but text.",
     "trained.words_head": "At the bottom the head compares the vector with all {vocabulary} tokens and says how likely "
     "each one is to come next. Training means: make the token that really came next a little more likely, and do that "
     "{steps} times for {batch_tokens} tokens at once.",

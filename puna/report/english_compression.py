@@ -62,7 +62,7 @@ ENGLISH_COMPRESSION = {
     "lever.kfac_greedy": "+ ranks of least summed loss",
     "lever.auto_greedy": "+ shared factors (auto)",
     "lever.healing": "+ healing",
-    "lever.scratch": "in place of all that: the same sizes, built from scratch",
+    "lever.scratch": "instead: the same sizes, built from scratch",
     "lever.column.lever": "Low rank",
     "lever.column.added": "Added nats",
     "lever.column.interval": "95 % interval",

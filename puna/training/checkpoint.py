@@ -1,7 +1,7 @@
 """Checkpoints: everything a resume needs, written whole or not at all, and refused after any change.
 
-A step's folder holds `state.safetensors` (trained parameters, optimizer moments, random state) and `state.json`
-(counters), sealed by a manifest. The latest is computed, never pointed to: the highest step whose manifest verifies.
+A step's folder holds `state.safetensors` (trained parameters, optimizer moments, what a BatchNorm measured, random state) and
+`state.json` (counters), sealed by a manifest. The latest is computed, never pointed to: the highest step whose manifest verifies.
 """
 
 import re
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from puna.errors import CheckpointMismatch, DiskFull, FormatError
 from puna.files import free_bytes, read_json, remove_folder, staged_folder, verify_folder, write_json
+from puna.model.norms import running_statistics
 from puna.training.config import Done
 from puna.training.optimizer import moment_names, trainable
 
@@ -121,6 +122,7 @@ def load_checkpoint(
     accept(verify_folder(path))
     tensors, weights = load_file(path / "state.safetensors"), trainable(model)
     expected = _forms(weights, optimizer)
+    expected |= {f"measured.{name}": _form(measured) for name, measured in running_statistics(model).items()}
     for name in sorted(expected.keys() ^ tensors.keys()):
         problem = "missing from the checkpoint" if name in expected else "unknown to this model"
         raise CheckpointMismatch(f"{path}: {name} is {problem}", hint)
@@ -131,6 +133,7 @@ def load_checkpoint(
         weight.data.copy_(tensors[f"weight.{name}"])
         keys = moment_names(optimizer, weight)
         optimizer.state[weight] = {key: tensors[f"{key}.{name}"].to(weight.device) for key in keys}
+    _restore_statistics(model, tensors)
     torch.set_rng_state(tensors["random.cpu"])
     counters = read_json(path / "state.json")
     return TrainState(**{**counters, "done": Done(**counters["done"])})
@@ -142,6 +145,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     tensors = load_file(path / "state.safetensors")
     for name, weight in trainable(model).items():
         weight.data.copy_(tensors[f"weight.{name}"])
+    _restore_statistics(model, tensors)
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -203,4 +207,11 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
         tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
         for key in moment_names(optimizer, weight):
             tensors[f"{key}.{name}"] = optimizer.state[weight][key].cpu().contiguous()
+    for name, measured in running_statistics(model).items():
+        tensors[f"measured.{name}"] = measured.cpu().contiguous()
     return tensors
+
+
+def _restore_statistics(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    for name, measured in running_statistics(model).items():
+        measured.copy_(tensors[f"measured.{name}"])

@@ -12,13 +12,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from puna.errors import BadData
 from puna.model.batch import Batch
 from puna.model.llama import Llama
 from puna.model.loss import Nats, chunked_nats
+from puna.model.norms import running_statistics
 from puna.training.config import Precision
 
 __all__ = ["Loss", "StepOutcome", "autocast", "batch_nats", "train_step"]
@@ -78,17 +79,19 @@ def train_step(
             should_stop: looked at between two micro-batches; the step is then dropped, nothing is changed: None.
     Errors: BadData (no target), before anything is changed.
     """
-    device = model.norm.weight.device
+    device = model.device
     targets = sum(batch.targets for batch in batches)
     if targets == 0:
         raise BadData(
             "a step without a single target to learn", "check the records: is every answer masked or cut off?"
         )
     optimizer.zero_grad(set_to_none=True)
+    model.train()
+    measured = [(kept, kept.clone()) for kept in running_statistics(model).values()]
     total = 0.0
     for number, batch in enumerate(batches):
         if number and should_stop():
-            optimizer.zero_grad(set_to_none=True)
+            _drop(optimizer, measured)
             return None
         with autocast(precision, device):
             nats = loss(model, batch.to(device))
@@ -100,9 +103,16 @@ def train_step(
     norm = float(nn.utils.clip_grad_norm_(weights, clip, foreach=True))
     outcome = StepOutcome(nats=total / targets, targets=targets, gradient_norm=norm)
     if not outcome.is_applied:
-        optimizer.zero_grad(set_to_none=True)
+        _drop(optimizer, measured)
         return outcome
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_ratio", 1.0)
     optimizer.step()
     return outcome
+
+
+def _drop(optimizer: Optimizer, measured: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Forget a step's gradients, and what a BatchNorm measured in it."""
+    optimizer.zero_grad(set_to_none=True)
+    for kept, before in measured:
+        kept.copy_(before)

@@ -8,27 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from puna.arch.attention_pattern import AttentionPattern, Causal
 from puna.arch.config import ModelConfig
 from puna.arch.modules import read_one_input
 from puna.arch.rope_scaling import NoScaling
 from puna.arch.rounding import ROUNDINGS, Rounding
+from puna.arch.variants import FEED_FORWARDS
 from puna.errors import FormatError, UsageError
 from puna.weights.checkpoint import CheckpointConfig
 from puna.weights.names import CorrectedEntry, FusedEntry, LinearEntry, LowRankEntry, RoundedEntry
-from puna.weights.pattern_json import read_pattern
 from puna.weights.rope_json import read_rope_scaling, read_rope_theta, rope_to_json
 from puna.weights.strict_json import JsonObject
+from puna.weights.variants_json import PARTS, parts_to_json, plain_keys, read_parts, read_plain_keys
 
 __all__ = ["config_from_json", "config_to_json", "token_ids"]
 
 _CLASSES = {"llama": "LlamaForCausalLM", "puna": "PunaForCausalLM"}
-_PARTS = {
-    "norm": "rms",
-    "norm_placement": "pre",
-    "position": "rope",
-    "ffn": "swiglu",
-}
 _REFUSED = {  # key -> the way out, where there is one
     "sliding_window": "",
     "quantization_config": "take the checkpoint that this one was quantised from, then: puna compress MODEL OUT --quantize",
@@ -70,14 +64,12 @@ def config_to_json(
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_seq_len,
-        "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         "rope_theta": config.rope_theta,
         "rope_scaling": None if isinstance(config.rope_scaling, NoScaling) else rope,
         "tie_word_embeddings": config.tied_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
+        **plain_keys(config),
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "bos_token_id": bos_id,
@@ -87,7 +79,7 @@ def config_to_json(
         "torch_dtype": dtype,
         "use_cache": True,
         "pretraining_tp": 1,
-    } | ({"puna": _puna_section(config.pattern, linears, embedding_rank, record)} if kind == "puna" else {})
+    } | ({"puna": _puna_section(config, linears, embedding_rank, record)} if kind == "puna" else {})
 
 
 def config_from_json(record: JsonObject) -> CheckpointConfig:
@@ -97,9 +89,7 @@ def config_from_json(record: JsonObject) -> CheckpointConfig:
         raise record.refuse("architectures", f'["{_CLASSES[kind]}"], as model_type says')
     _refuse_what_we_lack(record)
     linears, embedding_rank, compression = _read_puna_section(record, kind)
-    model = _model_config(
-        record, Causal() if kind == "llama" else read_pattern(record.child("puna").child("attention"))
-    )
+    model = _model_config(record, kind)
     return CheckpointConfig(
         format="puna" if kind == "puna" else "hf",
         model=model,
@@ -130,7 +120,8 @@ def token_ids(record: JsonObject, key: str, vocab_size: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _model_config(record: JsonObject, pattern: AttentionPattern) -> ModelConfig:
+def _model_config(record: JsonObject, kind: str) -> ModelConfig:
+    parts = read_plain_keys(record) if kind == "llama" else _own_parts(record)
     dim, heads = record.integer("hidden_size"), record.integer("num_attention_heads")
     if "head_dim" not in record.values and dim % heads:
         raise record.refuse("head_dim", f"a width, since {heads} heads do not divide {dim}")
@@ -148,18 +139,22 @@ def _model_config(record: JsonObject, pattern: AttentionPattern) -> ModelConfig:
             rope_scaling=read_rope_scaling(record),
             norm_eps=record.number("rms_norm_eps", 1e-6),
             tied_embeddings=record.flag("tie_word_embeddings", default=False),
-            pattern=pattern,
+            **parts,
         )
     except UsageError as error:
         raise FormatError(record.path, "config", "the numbers of a Llama", error.message, error.hint) from None
 
 
+def _own_parts(record: JsonObject) -> dict[str, Any]:
+    """Of a model of our own, whose function of the feed-forward network two keys name."""
+    parts = read_parts(record.child("puna"))
+    biases = {key: record.flag(key, default=False) for key in ("attention_bias", "mlp_bias")}
+    if record.values.get("hidden_act", "silu") != FEED_FORWARDS[parts["ffn"]]:
+        raise record.refuse("hidden_act", f"{FEED_FORWARDS[parts['ffn']]}, the function of {parts['ffn']}")
+    return {**parts, **biases}
+
+
 def _refuse_what_we_lack(record: JsonObject) -> None:
-    if record.values.get("hidden_act", "silu") != "silu":
-        raise record.refuse("hidden_act", "silu", "other gates are not supported yet")
-    for key in ("attention_bias", "mlp_bias"):
-        if record.flag(key, default=False):
-            raise record.refuse(key, "false", "Linears with a bias are not supported")
     for key, way_out in _REFUSED.items():
         if record.values.get(key) is not None:
             raise record.refuse(key, "null or nothing", way_out or f"models with {key} are not supported")
@@ -185,13 +180,12 @@ def _notices(record: JsonObject) -> tuple[str, ...]:
 
 
 def _puna_section(
-    pattern: AttentionPattern,
+    config: ModelConfig,
     linears: Sequence[LinearEntry],
     embedding_rank: int | None,
     record: Mapping[str, object] | None,
 ) -> dict[str, Any]:
-    parts: dict[str, Any] = {part: {"kind": kind} for part, kind in _PARTS.items()}
-    parts["attention"] = asdict(pattern)
+    parts = parts_to_json(config)
     parts["embedding"] = {"kind": "dense"} if embedding_rank is None else {"kind": "pca", "rank": embedding_rank}
     origin = {} if record is None else {"compression": dict(record)}
     return {"schema": 1, **parts, "linears": [_written(entry) for entry in linears], **origin}
@@ -211,13 +205,9 @@ def _read_puna_section(
             raise record.refuse("puna", "nothing: a plain Llama has no such section")
         return (), None, None
     section = record.child("puna")
-    section.only("schema", *_PARTS, "attention", "embedding", "linears", "compression")
+    section.only("schema", *PARTS, "embedding", "linears", "compression")
     if section.integer("schema") != 1:
         raise section.refuse("schema", "1", "written by a newer version?")
-    for part, known in _PARTS.items():
-        variant = section.child(part)
-        variant.only("kind")
-        variant.one_of("kind", (known,), expected=known)
     entries = [_read_entry(section.nested("linears", value)) for value in section.items("linears")]
     paths = [path for entry in entries for path in entry.paths]
     if len(set(paths)) < len(paths):

@@ -54,9 +54,10 @@ def convert_checkpoint(
     Errors: UsageError: what the format cannot say. DiskFull: before anything is written, where the space is short.
             FormatError: NaN or infinity, also after rounding. CheckpointMismatch: an adapter of another shape.
     """
-    if header.config.variants:
+    unsaid = header.config.variants if to == "hf" else header.config.exchanged
+    if unsaid:
         raise UsageError(
-            f"{header.path}: {' and '.join(header.config.variants)}: no other format can say that",
+            f"{header.path}: {' and '.join(unsaid)}: {to} cannot say that",
             "other programs would compute a plain Llama; only a plain one is converted",
         )
     dense = DenseTensors(header, adapter)

@@ -19,7 +19,6 @@ from puna.model.linears.blocks import BlockLinear
 from puna.model.linears.kind import AnyLinear, dense_weight
 from puna.model.linears.narrow import NarrowLinear
 from puna.model.llama import Llama
-from puna.model.positions import rope_frequencies
 from puna.model.surgery import get_linear, replace_linear, replace_tables
 from puna.weights.checkpoint import CheckpointHeader
 from puna.weights.headers import read_header
@@ -64,6 +63,7 @@ def load_llama(
         model.get_submodule(path).load_state_dict(
             _place(header, stored, parts, device, None if is_quantised else dtype, mapped=mapped) | shared.of(path),
             assign=True,
+            strict=path != HEAD or not header.config.tied_embeddings,  # else of a tied one the bias alone
         )
         shared.keep(path, model)
         _check_scales(header, path, model)
@@ -73,8 +73,8 @@ def load_llama(
         replace_tables(model)
     if mapped:
         _multiply_wide(model, dtype)
-    model.frequencies_P = rope_frequencies(header.config).to(device)
-    return model
+    model.position.restore(device)
+    return model.eval()
 
 
 def verify_seal(header: CheckpointHeader) -> None:

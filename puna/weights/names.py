@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import linear_path, linear_shapes
+from puna.arch.modules import linear_path, linear_shapes, position_rows
 from puna.arch.rounding import BLOCK_BYTES, BLOCK_NUMBERS, NF4_MAXIMA, NF4_NUMBERS, Rounding
 from puna.weights.tensor_header import BLOCKS, FLOATS
 
@@ -226,16 +226,28 @@ def _stored(
         factors = {"Z": (config.vocab_size, embedding_rank), "R": (embedding_rank, config.dim), "mean": (config.dim,)}
         for name, factor in factors.items():
             yield "embed_tokens", name, factor, FLOATS
+    if rows := position_rows(config):
+        yield "position", "weight", (rows, config.dim), FLOATS
     for layer in range(config.n_layers):
         for name, (d_out, d_in) in linear_shapes(config).items():
             yield from _linear(linear_path(layer, name), d_out, d_in, entries)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"layers.{layer}.{norm}", "weight", (config.dim,), FLOATS
+            if config.is_biased(name):
+                yield linear_path(layer, name), "bias", (d_out,), FLOATS
+        for norm in config.norm_names:
+            yield from _vectors(f"layers.{layer}.{norm}", config)
         if config.has_sinks(layer):
             yield f"layers.{layer}.self_attn.sinks", "weight", (config.n_heads,), FLOATS
-    yield "norm", "weight", (config.dim,), FLOATS
+    if config.norm_placement == "pre":
+        yield from _vectors("norm", config)
     if not config.tied_embeddings:
         yield from _linear("lm_head", *table, entries)
+    if config.head_bias:
+        yield "lm_head", "bias", (config.vocab_size,), FLOATS
+
+
+def _vectors(norm: str, config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...], frozenset[str]]]:
+    for name in config.norm_vectors:
+        yield norm, name, (config.dim,), FLOATS
 
 
 def _linear(

@@ -76,7 +76,10 @@ def test_what_is_said_to_be_smaller_is_smaller(world, runs: Path, given, method:
 
 def _stored(run: Path) -> list[torch.Tensor]:
     llama = load(run).llama
-    return [*llama.parameters(), *(tensor for name, tensor in llama.named_buffers() if name != "frequencies_P")]
+    return [
+        *llama.parameters(),
+        *(tensor for name, tensor in llama.named_buffers() if name != "position.frequencies_P"),
+    ]
 
 
 def test_keeping_everything_keeps_the_model(world, runs: Path) -> None:

@@ -52,7 +52,7 @@ def test_run_folder_and_model_folder_load_the_same(run, tiny, tokenizer):
 
 
 def test_the_type_is_the_one_asked_for(run):
-    assert load(run, dtype=torch.bfloat16).llama.norm.weight.dtype == torch.bfloat16
+    assert load(run, dtype=torch.bfloat16).llama.dtype == torch.bfloat16
 
 
 def test_generate_continues_a_text_and_refuses_unknown_settings(run):

@@ -44,7 +44,7 @@ LORA = LoraSettings(rank=2, alpha=4.0, targets=LINEARS)
 
 def stored_bytes(model: Llama) -> int:
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values()) - model.frequencies_P.nbytes
+    return sum(tensor.nbytes for tensor in tensors.values()) - model.position.frequencies_P.nbytes
 
 
 def rounded(model: Llama, base: str) -> Llama:
@@ -137,7 +137,7 @@ def test_blocks_of_a_gguf_are_quantised_from_what_they_stand_for(folders, tmp_pa
     convert(folders(), tmp_path / "a.gguf", "gguf", dtype="q8_0")
     dense, llama = load(tmp_path / "a.gguf").llama, load(tmp_path / "a.gguf", base="nf4", dtype=torch.float32).llama
     assert torch.equal(llama(IDS), rounded(dense, "nf4")(IDS))
-    assert load(tmp_path / "a.gguf", base="nf4").llama.norm.weight.dtype == torch.bfloat16
+    assert load(tmp_path / "a.gguf", base="nf4").llama.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("base", ["int8", "nf4"])
@@ -170,7 +170,7 @@ def test_an_adapter_stands_beside_the_base_and_merges_into_what_the_base_stands_
     expected = {path: lora.dense_weight() for path, lora in named_loras(attached)}
     merge(attached)
     for path, linear in named_linears(attached):
-        assert torch.equal(linear.weight, expected[path].to(attached.norm.weight.dtype)), path
+        assert torch.equal(linear.weight, expected[path].to(attached.dtype)), path
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -224,7 +224,7 @@ def test_what_does_not_exist_or_fit_together_is_refused(folders) -> None:
 def test_a_rounded_base_can_be_stored_as_it_is(folders, tmp_path: Path, base: str) -> None:
     llama = load(folders(), base=base).llama
     save_folder(llama, tmp_path / "again")
-    assert torch.equal(load(tmp_path / "again", dtype=llama.norm.weight.dtype)(IDS), llama(IDS).float())
+    assert torch.equal(load(tmp_path / "again", dtype=llama.dtype)(IDS), llama(IDS).float())
 
 
 WATCH = """

@@ -14,6 +14,10 @@ from puna.arch.presets import find_preset
 from puna.errors import BadData, CheckpointMismatch, UsageError
 from puna.files import sha256_file
 from puna.jobs import tokens
+from puna.jobs.adapt import adapt
+from puna.jobs.adapt_recipe import adapt_recipe
+from puna.jobs.compress import compress
+from puna.jobs.compress_recipe import CompressRecipe
 from puna.jobs.held_out import hold_out
 from puna.jobs.load import load
 from puna.jobs.run_folder import RunFolder
@@ -26,6 +30,7 @@ from puna.training.batches import RowSource
 from puna.training.config import StepBudget, TokenBudget
 from puna.training.events import StepEvent
 from puna.training.rows import cut_rows
+from tests.variants import OWN_VARIANTS
 
 FLAGS = {"precision": "float32", "seq": 32}
 
@@ -194,13 +199,21 @@ def test_a_dry_run_says_how_often_each_source_is_read(world, build_recipe, tmp_p
         dry_run(replace(build_recipe(10), data=(sources[0], replace(sources[1], weight=None))))
 
 
-def test_a_model_with_a_window_is_trained_saved_and_continued_exactly(world, build_recipe, runs: Path) -> None:
-    pattern = SlidingWindow(window=8, sinks=2)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pattern": SlidingWindow(window=8, sinks=2)},
+        {"norm": "batch"},
+        {**OWN_VARIANTS["transformer_2017"], "head_bias": True},
+        {"norm": "none", "position": "learned", "ffn": "gelu", "score_scale": "1/d"},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_a_variant_is_trained_saved_and_continued_exactly(build_recipe, runs: Path, changes) -> None:
     recipe = build_recipe(4)
-    recipe = replace(recipe, model=replace(recipe.model, pattern=pattern))
+    recipe = replace(recipe, model=replace(recipe.model, **changes))
     train(recipe, runs / "a")
-    loaded = load(runs / "a")
-    assert loaded.config.pattern == pattern
+    assert load(runs / "a").config == recipe.model
     assert "puna" in json.loads((runs / "a" / "model" / "config.json").read_text())
     longer = replace(recipe, training=replace(recipe.training, budget=StepBudget(steps=8)))
     train(longer, runs / "b")
@@ -208,6 +221,27 @@ def test_a_model_with_a_window_is_trained_saved_and_continued_exactly(world, bui
         train(longer, runs / "c", observers=(fail_at_6,))
     train(longer, runs / "c", resume=True)
     assert sha256_file(runs / "c/model/model.safetensors") == sha256_file(runs / "b/model/model.safetensors")
+
+
+def test_a_run_says_what_it_is_and_where_variants_do_not_go(world, build_recipe, runs: Path) -> None:
+    recipe = build_recipe(2)
+    recipe = replace(recipe, model=replace(recipe.model, norm="layer", norm_placement="post"))
+    train(recipe, runs / "d")
+    page = (runs / "d/report.html").read_text()
+    assert "parts exchanged for study: norms of kind layer, norms after each branch." in page
+    assert "RMSNorm" not in page
+    variant = "expected a Llama, got a variant: norms of kind layer, norms after each branch"
+    for refused in (lambda: load(runs / "d", base="int8"), lambda: load(runs / "d").use_adapter(runs / "no"),
+                    lambda: adapt(adapt_recipe(model=str(runs / "d"), data=[world.text], training={}), runs / "e"),
+                    lambda: compress(CompressRecipe(model=runs / "d", calibration=world.text), runs / "e")):  # fmt: skip
+        with pytest.raises(UsageError, match=variant):
+            refused()
+
+
+def test_batch_norm_is_not_measured_twice_by_checkpointing(build_recipe) -> None:
+    recipe = build_recipe(2, checkpoint_activations=True)
+    with pytest.raises(UsageError, match="expected false with norms of kind batch"):
+        replace(recipe, model=replace(recipe.model, norm="batch"))
 
 
 def fail_at_6(event: object) -> None:

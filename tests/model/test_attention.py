@@ -43,9 +43,9 @@ def angles(module: Attention, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run(module: Attention, x_BTD: Tensor, mask: Tensor | None = None, cache: "Replaced | None" = None) -> Tensor:
-    cos_BTP, sin_BTP = angles(module, torch.arange(x_BTD.shape[1])[None])
-    attend = partial(attend_where, mask=mask)
-    return module(x_BTD, cos_BTP.to(x_BTD.dtype), sin_BTP.to(x_BTD.dtype), attend, cache)
+    cos_BTP, sin_BTP = (each.to(x_BTD.dtype) for each in angles(module, torch.arange(x_BTD.shape[1])[None]))
+    rotate = partial(apply_rope, cos_BTP=cos_BTP, sin_BTP=sin_BTP)
+    return module(x_BTD, rotate, partial(attend_where, mask=mask), cache)
 
 
 def explicit(module: Attention, x_BTD: Tensor, visible: Callable[[int, int, int], bool]) -> Tensor:

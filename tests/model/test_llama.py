@@ -89,7 +89,7 @@ def test_logits_equal_transformers(build_llama: Build, changes: dict[str, Any], 
 def test_the_compared_models_are_not_degenerate(build_llama: Build) -> None:
     """Deep enough in their softmaxes, and far enough in their frequencies, that a wrong constant would show."""
     plain, scaled = build_llama(), build_llama(rope_scaling=LLAMA3, rope_theta=500_000.0)
-    kept = scaled.frequencies_P / build_llama(rope_theta=500_000.0).frequencies_P
+    kept = scaled.position.frequencies_P / build_llama(rope_theta=500_000.0).position.frequencies_P
     assert kept.max() == 1
     assert kept.min() == 1 / LLAMA3.factor
     assert ((kept > 1 / LLAMA3.factor) & (kept < 1)).any()

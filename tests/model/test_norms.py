@@ -1,11 +1,11 @@
-"""RMSNorm against its formula, its closed backward pass, and its relation to LayerNorm. math.md 1.7."""
+"""Each norm against its formula and its closed way back, and RMSNorm's relation to LayerNorm. math.md 1.7."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from puna.model.norms import RMSNorm
+from puna.model.norms import BatchNorm, LayerNorm, NoNorm, RMSNorm
 
 
 @pytest.fixture
@@ -64,3 +64,51 @@ def test_half_precision_is_normalised_in_float32_and_cast_before_the_gain(x: Ten
     got = module(half)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, module.weight * normalised.bfloat16(), rtol=0, atol=0)
+
+
+def test_layer_norm_is_its_formula_and_its_way_back_the_closed_form(x: Tensor) -> None:
+    module = lively(LayerNorm(16, 1e-5))
+    mean, spread = x.mean(-1, keepdim=True), (x.var(-1, correction=0, keepdim=True) + 1e-5).rsqrt()
+    hat = (x - mean) * spread
+    torch.testing.assert_close(module(x), module.weight * hat + module.bias, rtol=1e-10, atol=1e-12)
+    upstream = torch.randn_like(x)
+    (got,) = torch.autograd.grad(module.derived(x.requires_grad_()).value, x, upstream)
+    u = module.weight * upstream
+    expected = spread * (u - u.mean(-1, keepdim=True) - hat * (u * hat).mean(-1, keepdim=True))
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_layer_norm_is_formed_again_to_the_bit(x: Tensor) -> None:
+    made = lively(LayerNorm(16, 1e-5)).derived(x)
+    assert torch.equal(made.form(*made.sources), made.value)
+
+
+def test_batch_norm_measures_each_feature_over_all_tokens(x: Tensor) -> None:
+    module = lively(BatchNorm(16, 1e-5)).train()
+    rows = x.flatten(0, 1)
+    hat = (rows - rows.mean(0)) / (rows.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(module(x).flatten(0, 1), module.weight * hat + module.bias, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(module.running_mean, 0.1 * rows.mean(0), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(module.running_var, 0.9 + 0.1 * rows.var(0, correction=1), rtol=1e-9, atol=0)
+    module.eval()
+    hat = (rows - module.running_mean) / (module.running_var + 1e-5).sqrt()
+    torch.testing.assert_close(module(x).flatten(0, 1), module.weight * hat + module.bias, rtol=1e-9, atol=1e-12)
+
+
+def test_batch_norm_leaks_the_future_in_training_and_not_in_evaluation(x: Tensor) -> None:
+    module, later = lively(BatchNorm(16, 1e-5)), x.clone()
+    later[:, 3] += 1.0
+    assert (module.train()(x)[:, 2] - module(later)[:, 2]).abs().max() > 1e-3
+    assert torch.equal(module.eval()(x)[:, 2], module(later)[:, 2])
+
+
+def test_no_norm_is_the_stream(x: Tensor) -> None:
+    assert NoNorm(16, 1e-5)(x) is x
+
+
+def lively(module: LayerNorm | BatchNorm) -> LayerNorm | BatchNorm:
+    module = module.double()
+    with torch.no_grad():
+        module.weight.normal_(1.0, 0.3, generator=torch.Generator().manual_seed(1))
+        module.bias.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(2))
+    return module

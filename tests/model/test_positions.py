@@ -108,9 +108,9 @@ def test_half_precision_tells_neighbouring_positions_apart_far_into_the_context(
 
 
 def test_casting_or_moving_the_model_leaves_the_frequencies_as_they_are(tiny: Llama) -> None:
-    before = tiny.frequencies_P.clone()
-    assert torch.equal(tiny.bfloat16().frequencies_P, before)
-    assert torch.equal(tiny.to("meta").to_empty(device="cpu").frequencies_P, before)
+    before = tiny.position.frequencies_P.clone()
+    assert torch.equal(tiny.bfloat16().position.frequencies_P, before)
+    assert torch.equal(tiny.to("meta").to_empty(device="cpu").position.frequencies_P, before)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "llama-2-7b", "llama-3-8b"])

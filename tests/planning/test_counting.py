@@ -9,6 +9,7 @@ from puna.model.llama import Llama
 from puna.planning.compute import forward_flops
 from puna.planning.counting import (
     embedding_parameters,
+    group_parameters,
     head_parameters,
     kv_cache_bytes_per_token,
     linear_parameters,
@@ -18,6 +19,7 @@ from puna.planning.counting import (
     parameter_count,
     parameter_shapes,
 )
+from tests.variants import VARIANTS
 
 # parameters, LoRA r = 16 on all Linears, LoRA r = 8 on q and v, cache bytes per token, forward GFLOP at 2048 tokens
 REFERENCE = {
@@ -62,6 +64,17 @@ def test_every_name_and_shape_is_the_real_models(name, pattern):
     model = Llama(replace(PRESETS[name].config, pattern=pattern))
     assert {key: tuple(weight.shape) for key, weight in model.named_parameters()} == parameter_shapes(model.config)
     assert sum(weight.numel() for weight in model.parameters()) == parameter_count(model.config)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_parameters_of_a_variant_are_the_real_models(name):
+    config = replace(PRESETS["tiny"].config, **VARIANTS[name])
+    model = Llama(config)
+    assert {key: tuple(weight.shape) for key, weight in model.named_parameters()} == parameter_shapes(config)
+    parts = embedding_parameters(config), linear_parameters(config), norm_parameters(config), head_parameters(config)
+    assert sum(weight.numel() for weight in model.parameters()) == parameter_count(config) == sum(parts)
+    groups = (group_parameters(config, group) for group in ("attention", "mlp"))
+    assert config.n_layers * sum(groups) == linear_parameters(config)
 
 
 def test_the_parts_of_8b_are_the_known_ones():

@@ -196,7 +196,7 @@ def test_an_attached_adapter_holds_exactly_the_planned_numbers(build_llama, kind
     planned = peak_memory(model.config, Settings(method=method, seq=8, batch=1, base="float32", accumulates=True))
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     assert planned.gradients == 4 * trained
-    assert planned.adapters == 4 * (sum(part.numel() for part in held) - frozen - model.frequencies_P.numel())
+    assert planned.adapters == 4 * (sum(part.numel() for part in held) - frozen - model.position.frequencies_P.numel())
 
 
 def test_packed_documents_keep_one_mask_for_all_layers_and_angles_of_each_row():

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from puna.arch.attention_pattern import Blocks, Hybrid, SlidingWindow
+from puna.arch.attention_pattern import Blocks, Causal, Hybrid, SlidingWindow
 from puna.arch.config import ModelConfig
 from puna.arch.modules import LINEARS, linear_paths, linear_shapes
 from puna.model.attention import attend_causally
@@ -19,7 +19,6 @@ from puna.model.linears.narrow import NarrowLinear
 from puna.model.linears.nf4 import Nf4Linear
 from puna.model.llama import Llama
 from puna.model.loss import chunked_nats
-from puna.model.positions import rope_angles
 from puna.model.surgery import get_linear, replace_linear
 from puna.model.visibility import ways_to_attend
 from puna.planning.activations import layer_bytes
@@ -28,6 +27,7 @@ from puna.planning.memory import peak_memory
 from puna.planning.settings import FullTraining, LoraTraining, Settings
 from puna.training.activations import checkpointed_blocks
 from tests.allocated import allocated_peak
+from tests.variants import VARIANTS
 
 MODEL = ModelConfig(
     vocab_size=512, dim=64, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=24, ffn_dim=176, max_seq_len=256
@@ -51,14 +51,14 @@ def test_a_layer_keeps_exactly_the_planned_bytes(base, targets, kind):
         integer_products=in_integers,
     )  # fmt: skip
     x = torch.randn(1, tokens, MODEL.dim, dtype=model.embed_tokens.weight.dtype, requires_grad=True)
-    cos, sin = rope_angles(model.frequencies_P, torch.arange(tokens)[None])
-    owned = storages([*model.parameters(), *model.buffers(), cos, sin])
+    rotate = model.position.rotation(torch.arange(tokens)[None])
+    owned = storages([*model.parameters(), *model.buffers(), *rotate.keywords.values()])
     saved = []
     keep = torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
     )
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), keep:
-        model.layers[0](x, cos, sin, attend_causally, None)
+        model.layers[0](x, rotate, attend_causally, None)
     kept = {place: size for place, size in storages(saved).items() if place not in owned}
     ratios = 0
     if targets is not None and kind == "dora":  # its row lengths in float32, and m / |W| in the products' type
@@ -108,21 +108,34 @@ PATTERNS = [
 def test_layers_that_see_locally_keep_exactly_the_planned_bytes(pattern, packed):
     config, rows, tokens = replace(MODEL, pattern=pattern), 2, 100
     model, x = Llama(config), torch.randn(rows, tokens, MODEL.dim, requires_grad=True)
-    cos, sin = rope_angles(model.frequencies_P, torch.arange(tokens)[None])
+    rotate = model.position.rotation(torch.arange(tokens)[None])
     documents = torch.arange(tokens).div(30, rounding_mode="floor").expand(rows, -1) if packed else None
     ways = ways_to_attend(config, tokens, documents, None, torch.device("cpu"), torch.float32)
     settings = Settings(
         method=FullTraining(), seq=tokens, batch=rows, base="float32", own_loop=True, packed=packed, loss="chunked"
     )
     masks = {place: size for attend in ways for place, size in mask_storages(attend).items()}
-    outside = storages([*model.parameters(), *model.buffers(), cos, sin]).keys() | masks.keys()
+    outside = storages([*model.parameters(), *model.buffers(), *rotate.keywords.values()]).keys() | masks.keys()
     for layer, (block, attend) in enumerate(zip(model.layers, ways, strict=True)):
-        kept = storages(kept_by(block, x, cos, sin, attend))
+        kept = storages(kept_by(block, x, rotate, attend))
         assert sum(kept[place] for place in kept.keys() - outside) == layer_bytes(
             config, settings, pattern.of_layer(layer)
         )
     if not config.sink_layers:  # which join theirs with the logits anew in each layer
         assert sum(masks.values()) == mask_bytes(config, settings)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "batch_norm"])
+def test_layers_of_variants_keep_exactly_the_planned_bytes(name):
+    config, tokens = replace(MODEL, **VARIANTS[name]), 40
+    model, x = Llama(config), torch.randn(1, tokens, MODEL.dim, requires_grad=True)
+    rotate = model.position.rotation(torch.arange(tokens)[None])
+    angles = rotate.keywords.values() if config.position == "rope" else ()
+    (attend, *_) = ways_to_attend(config, tokens, None, None, torch.device("cpu"), torch.float32)
+    settings = Settings(method=FullTraining(), seq=tokens, batch=1, base="float32", own_loop=True, loss="chunked")
+    outside = storages([*model.parameters(), *model.buffers(), *angles]).keys()
+    kept = storages(kept_by(model.layers[0], x, rotate, attend))
+    assert sum(kept[place] for place in kept.keys() - outside) == layer_bytes(config, settings, Causal())
 
 
 def kept_by(block, *inputs):

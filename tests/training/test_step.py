@@ -9,6 +9,7 @@ import torch
 
 from puna.errors import BadData
 from puna.model.batch import Batch, join_batches
+from puna.model.norms import running_statistics
 from puna.tokens.shards import Shards
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.optimizer import build_optimizer
@@ -98,6 +99,18 @@ def test_a_long_gradient_is_clipped_to_the_norm(tiny) -> None:
     norm = torch.stack([weight.grad.norm() for weight in tiny.parameters()]).norm()
     assert outcome.gradient_norm > 0.01
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_step_that_is_dropped_forgets_what_batch_norm_measured(build_llama) -> None:
+    model = build_llama(norm="batch")
+    parts, optimizer = split(batch(), 2), build_optimizer(model, CONFIG)
+    before = {name: measured.clone() for name, measured in running_statistics(model).items()}
+    stops = iter((False, True))
+    named = {"rate": 1e-3, "clip": 1.0, "precision": "float32", "should_stop": lambda: next(stops)}
+    assert train_step(model, optimizer, parts, **named) is None
+    assert all(torch.equal(measured, before[name]) for name, measured in running_statistics(model).items())
+    assert step(model, parts, optimizer=optimizer).is_applied
+    assert not any(torch.equal(measured, before[name]) for name, measured in running_statistics(model).items())
 
 
 @pytest.mark.parametrize("where", ["weight", "gradient"])

@@ -13,6 +13,7 @@ from puna.errors import FormatError
 from puna.weights.config_json import config_from_json, config_to_json
 from puna.weights.names import CorrectedEntry, FusedEntry, LowRankEntry, RoundedEntry
 from puna.weights.strict_json import JsonObject
+from tests.variants import OWN_VARIANTS, PLAIN_VARIANTS, VARIANTS
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -43,7 +44,8 @@ def factored(tiny_config):
 def test_every_preset_is_read_back_equal(name):
     config = PRESETS[name].config
     stored = read(config_to_json(config, bos_id=1, eos_ids=[2, 3], dtype="bfloat16"))
-    assert (stored.model, stored.format, stored.bos_id, stored.eos_ids) == (config, "hf", 1, (2, 3))
+    kind = "puna" if config.variants else "hf"
+    assert (stored.model, stored.format, stored.bos_id, stored.eos_ids) == (config, kind, 1, (2, 3))
     assert (stored.dtype, stored.linears, stored.notices) == ("bfloat16", (), ())
 
 
@@ -71,9 +73,9 @@ def test_absent_keys_take_hugging_faces_defaults(plain, tiny_config):
         ("model_type", "mistral"),
         ("model_type", "puna"),
         ("architectures", ["MistralForCausalLM"]),
-        ("hidden_act", "gelu"),
-        ("attention_bias", True),
-        ("mlp_bias", True),
+        ("hidden_act", "gelu_pytorch_tanh"),
+        ("attention_bias", "yes"),
+        ("mlp_bias", 1),
         ("sliding_window", 4096),
         ("quantization_config", {"bits": 4}),
         ("partial_rotary_factor", 0.5),
@@ -189,6 +191,21 @@ def test_who_attends_to_whom_is_said_and_read_again(tiny_config, pattern):
     assert (stored.format, stored.model, stored.linears) == ("puna", config, ())
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_said_and_read_again(tiny_config, name):
+    config = replace(tiny_config, **VARIANTS[name])
+    written = json.loads(json.dumps(config_to_json(config, bos_id=0, eos_ids=[1], dtype="float32")))
+    assert written["model_type"] == ("llama" if name in PLAIN_VARIANTS else "puna")
+    assert ("puna" in written) is (name in OWN_VARIANTS)
+    assert read(written).model == config
+
+
+def test_a_function_that_contradicts_its_network_is_refused(tiny_config):
+    written = config_to_json(replace(tiny_config, ffn="relu"), bos_id=0, eos_ids=[1], dtype="float32")
+    with pytest.raises(FormatError, match="hidden_act: expected relu, the function of relu"):
+        read({**written, "hidden_act": "silu"})
+
+
 @pytest.mark.parametrize(
     ("attention", "said"),
     [
@@ -208,7 +225,7 @@ def test_attention_that_is_no_pattern_is_refused(factored, attention, said):
     ("key", "value"),
     [
         ("schema", 2),
-        ("norm", {"kind": "layer"}),
+        ("norm", {"kind": "group"}),
         ("norm", None),
         ("ffn", {"kind": "swiglu", "more": 1}),
         ("colour", 1),

@@ -24,12 +24,14 @@ from puna.model.linears.int8 import Int8WeightLinear
 from puna.model.linears.kind import dense_weight
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
+from puna.model.norms import running_statistics
 from puna.model.surgery import get_linear, named_linears, replace_linear, replace_linears
 from puna.weights.conversion import convert_checkpoint
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_header
 from puna.weights.loading import load_llama, weights_sha256
 from tests.fused import fuse
+from tests.variants import PLAIN_VARIANTS, VARIANTS
 
 T32 = 1e-5
 SHAPES = {
@@ -90,12 +92,34 @@ def test_save_then_load_is_the_same_model_bit_for_bit(build_llama, tmp_path, sha
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (loaded.lm_head.weight is loaded.embed_tokens.weight) is model.config.tied_embeddings
-    assert loaded.frequencies_P.dtype == torch.float32
+    assert loaded.position.frequencies_P.dtype == torch.float32
 
 
 def see_by_pattern(model):
     pattern = SlidingWindow(window=8, sinks=2, learnable_sink=True)
     return initialise(Llama(replace(model.config, pattern=pattern)), seed=1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_loaded_as_it_was_saved(build_llama, tmp_path, name):
+    model = build_llama(**VARIANTS[name])
+    for statistic in running_statistics(model).values():
+        statistic.add_(torch.rand(statistic.shape))
+    save_folder(model, tmp_path / "a")
+    loaded = load_llama(tmp_path / "a")
+    assert torch.equal(loaded(IDS), model(IDS))
+    save_folder(loaded, tmp_path / "b")
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("name", PLAIN_VARIANTS)
+def test_transformers_loads_the_variants_that_it_computes(build_llama, tmp_path, name):
+    model = build_llama(**PLAIN_VARIANTS[name])
+    save_folder(model, tmp_path / "a")
+    theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert_equal_logits(model, theirs)
 
 
 @pytest.mark.parametrize("change", [lambda model: model, factor, fuse_and_round, see_by_pattern])
@@ -247,7 +271,7 @@ def test_half_precision_leaves_codes_and_scales_alone(tiny, tmp_path):
     loaded = load_llama(tmp_path / "a", dtype=torch.bfloat16)
     assert get_linear(loaded, "layers.0.mlp.up_proj").scale.dtype == torch.float32
     assert get_linear(loaded, "layers.0.mlp.down_proj").U.dtype == torch.bfloat16
-    assert loaded.norm.weight.dtype == torch.bfloat16
+    assert loaded.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("change", [factor, see_by_pattern])

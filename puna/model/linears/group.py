@@ -26,7 +26,9 @@ def project_together(x_BTD: Tensor | Derived, *linears: AnyLinear) -> tuple[Tens
     if torch.is_grad_enabled():
         dense = [linear for linear in linears if type(linear) is nn.Linear]
         if len(dense) == len(linears):
-            return dense_products(x_BTD, *(linear.weight for linear in dense))
+            products = dense_products(x_BTD, *(linear.weight for linear in dense))
+            biases = (linear.bias for linear in dense)
+            return tuple(y if b is None else y + b.to(y.dtype) for y, b in zip(products, biases, strict=True))
         plain = [linear for linear in linears if type(linear) is LoraLinear and linear.is_plain]
         if len(plain) == len(linears):
             return adapted_products(x_BTD, *plain)
