@@ -13,7 +13,7 @@ from pathlib import Path
 from puna.errors import BadData
 from puna.text.corpus import Corpus, Document, cut_documents, read_documents, split_documents
 
-__all__ = ["DemoText", "Parts", "gather_text", "split_text", "tell_left_out"]
+__all__ = ["DemoText", "Parts", "first_kind", "gather_text", "split_text", "tell_left_out"]
 
 _LEFT_OUT = {
     "__pycache__",
@@ -54,15 +54,23 @@ class Parts:
 
 def gather_text(folder: Path | None) -> DemoText:
     """The user's folder, or the standard library; and the second kind of text. Errors: BadData."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    second_name, second = _second_kind(library)
-    if folder is None:
-        corpus = read_documents([library], "library", exclude=_is_left_out)
-        documents, name = corpus.documents, "text.python"
-    else:
-        corpus = read_documents([folder])
-        documents, name = cut_documents(corpus.documents, _piece_bytes(corpus)), "text.folder"
+    second_name, second = _second_kind(_library())
+    corpus, documents = first_kind(folder)
+    name = "text.python" if folder is None else "text.folder"
     return DemoText(corpus=corpus, documents=documents, name=name, second=second, second_name=second_name)
+
+
+def first_kind(folder: Path | None) -> tuple[Corpus, tuple[Document, ...]]:
+    """What was read of the user's folder or file, or of the standard library, and its documents. Errors: BadData."""
+    if folder is None:
+        corpus = read_documents([_library()], "library", exclude=_is_left_out)
+        return corpus, corpus.documents
+    corpus = read_documents([folder])
+    return corpus, cut_documents(corpus.documents, _piece_bytes(corpus))
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def split_text(text: DemoText, seed: int) -> Parts:

@@ -14,8 +14,9 @@ from puna.report.axes import SIZE, Axis, Reference
 from puna.report.bars import BarChart, Bars, draw_bars
 from puna.report.curves import LineChart, ScatterChart, Series, draw_curves
 from puna.report.heat import HeatMap, draw_heat
+from puna.report.intervals import Interval, IntervalChart, draw_intervals
 from puna.report.panels import Panel, PanelChart, draw_panels
-from puna.report.svg import embed_svg, series_shade
+from puna.report.svg import embed_svg, in_colours, series_shade
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +27,8 @@ __all__ = [
     "Bars",
     "Chart",
     "HeatMap",
+    "Interval",
+    "IntervalChart",
     "LineChart",
     "Panel",
     "PanelChart",
@@ -33,10 +36,11 @@ __all__ = [
     "ScatterChart",
     "Series",
     "draw_chart",
+    "draw_slide",
     "legend",
 ]
 
-Chart = LineChart | ScatterChart | BarChart | HeatMap | PanelChart
+Chart = LineChart | ScatterChart | BarChart | HeatMap | PanelChart | IntervalChart
 
 
 def draw_chart(chart: Chart, *, width: int, prefix: str, title: str) -> Markup:
@@ -61,9 +65,14 @@ def draw_chart(chart: Chart, *, width: int, prefix: str, title: str) -> Markup:
     return embed_svg(file.getvalue(), prefix, title)
 
 
+def draw_slide(chart: Chart, *, title: str, width: int = 720) -> str:
+    """A chart as an SVG file of its own, in the light page's colours, for a slide."""
+    return in_colours(draw_chart(chart, width=width, prefix="slide", title=title), title)
+
+
 def legend(chart: Chart) -> tuple[tuple[str, str], ...]:
     """(colour name, text) of each series, where there are several to tell apart."""
-    if isinstance(chart, HeatMap | PanelChart):
+    if isinstance(chart, HeatMap | PanelChart | IntervalChart):
         return ()
     names = [series.name for series in chart.series]
     return tuple((series_shade(index), name) for index, name in enumerate(names)) if len(names) > 1 else ()
@@ -74,4 +83,6 @@ def _draw(chart: Chart, width: int) -> "Figure":
         return draw_bars(chart, width)
     if isinstance(chart, HeatMap):
         return draw_heat(chart, width)
+    if isinstance(chart, IntervalChart):
+        return draw_intervals(chart, width)
     return draw_panels(chart, width) if isinstance(chart, PanelChart) else draw_curves(chart, width)

@@ -1,4 +1,5 @@
-"""Every word of a report, in one table per language, put together from a file for most pages and one for compression's.
+"""Every word of a report, in one table per language, put together from a file for most pages, one for compression's and one
+for studies'.
 
 A label may hold {placeholders}; every language has the same keys with the same placeholders.
 """
@@ -8,14 +9,16 @@ from collections.abc import Mapping
 from puna.errors import unknown_name
 from puna.report.chinese import CHINESE
 from puna.report.chinese_compression import CHINESE_COMPRESSION
+from puna.report.chinese_lab import CHINESE_LAB
 from puna.report.english import ENGLISH
 from puna.report.english_compression import ENGLISH_COMPRESSION
+from puna.report.english_lab import ENGLISH_LAB
 
 __all__ = ["LABELS", "label"]
 
 LABELS: Mapping[str, Mapping[str, str]] = {
-    "en": {**ENGLISH, **ENGLISH_COMPRESSION},
-    "zh": {**CHINESE, **CHINESE_COMPRESSION},
+    "en": {**ENGLISH, **ENGLISH_COMPRESSION, **ENGLISH_LAB},
+    "zh": {**CHINESE, **CHINESE_COMPRESSION, **CHINESE_LAB},
 }
 
 

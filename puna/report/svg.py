@@ -6,6 +6,7 @@ one drawing. matplotlib's file header, metadata and page-wide style are dropped.
 
 import re
 import unicodedata
+from importlib import resources
 from xml.etree import ElementTree
 
 from markupsafe import Markup, escape
@@ -14,6 +15,7 @@ __all__ = [
     "SERIES_SHADES",
     "element",
     "embed_svg",
+    "in_colours",
     "placeholder",
     "printable",
     "series_shade",
@@ -73,6 +75,17 @@ def embed_svg(svg: str, prefix: str, title: str) -> Markup:
         node.text, node.tail = (node.text if node.tag == "text" else None), None
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": printable(title)}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def in_colours(svg: str, title: str) -> str:
+    """A page's SVG as a file that stands alone: the light colours in place of the page's names, a font of its own."""
+    css = (resources.files(__package__) / "page.css").read_text("utf-8").split("@media")[0]
+    colours = dict(re.findall(r"--([a-z0-9-]+):\s*(#[0-9a-f]{6})", css))
+    coloured = re.sub(r"var\(--([a-z0-9-]+)\)", lambda match: colours[match[1]], svg)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
+    name = f"<title>{escape(printable(title))}</title>"
+    opening, rest = coloured.split(">", 1)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}{opening.removeprefix("<svg")}>{name}{rest}\n'
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ from cyclopts import App
 from puna.cli.verbs import app
 
 HEAVY = {"torch", "numpy", "fastapi", "pydantic", "matplotlib", "tokenizers", "transformers"}
-VERBS = ("demo", "doctor", "plan", "tokens", "train", "adapt", "compress", "evaluate", "generate", "weights")
+VERBS = ("demo", "doctor", "plan", "tokens", "train", "adapt", "compress", "evaluate", "generate", "weights", "lab")
 PAGES = (
     (),
     *((verb,) for verb in VERBS),

@@ -91,7 +91,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(words: tuple[str, ...], of
         ("explain", "explain"),
         ("embed m", "embed"),
         ("serve", "serve"),
-        ("lab study", "lab"),
+        ("lab study", "study"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(words: str, refused: str, puna: Puna) -> None:

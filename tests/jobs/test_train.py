@@ -210,7 +210,7 @@ def test_a_dry_run_says_how_often_each_source_is_read(world, build_recipe, tmp_p
     ids=lambda changes: "-".join(changes),
 )
 def test_a_variant_is_trained_saved_and_continued_exactly(build_recipe, runs: Path, changes) -> None:
-    recipe = build_recipe(4)
+    recipe = build_recipe(4, checkpoint_every=4)
     recipe = replace(recipe, model=replace(recipe.model, **changes))
     train(recipe, runs / "a")
     assert load(runs / "a").config == recipe.model
@@ -219,6 +219,7 @@ def test_a_variant_is_trained_saved_and_continued_exactly(build_recipe, runs: Pa
     train(longer, runs / "b")
     with pytest.raises(KeyError):
         train(longer, runs / "c", observers=(fail_at_6,))
+    assert [path.name for path in (runs / "c/checkpoints").iterdir()] == ["step_000004"]
     train(longer, runs / "c", resume=True)
     assert sha256_file(runs / "c/model/model.safetensors") == sha256_file(runs / "b/model/model.safetensors")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from puna.arch.attention_pattern import Causal
 from puna.arch.config import ModelConfig
+from puna.arch.variants import ScoreScale
 from puna.model.attention import Attention, addend, attend_where
 from puna.model.positions import apply_rope, rope_angles, rope_frequencies
 from puna.model.visibility import attention_mask
@@ -188,6 +189,14 @@ def test_the_worked_example_of_source_002_has_its_weights(build: Callable[..., A
     assert tuple(grouped.k_proj.weight.shape) == tuple(grouped.v_proj.weight.shape) == (128, 512)
     assert sum(weight.numel() for weight in grouped.parameters()) == 655_360
     assert sum(weight.numel() for weight in full.parameters()) == 1_048_576
+
+
+@pytest.mark.parametrize(("scale", "power"), [("1/sqrt", 0.0), ("1", 1.0), ("1/d", -1.0)])
+def test_scores_of_unit_vectors_have_variance_one(tiny_config: ModelConfig, scale: ScoreScale, power: float) -> None:
+    config = replace(tiny_config, head_dim=64, score_scale=scale)
+    q, k = torch.randn(2, 100_000, 64, generator=torch.Generator().manual_seed(0))
+    variance = float(((q * k).sum(-1) * config.score_factor).var())
+    assert variance == pytest.approx(64.0**power, rel=0.05)
 
 
 def test_the_tests_own_frequencies_are_the_products(tiny_config: ModelConfig, build: Callable[..., Attention]) -> None:

@@ -1,0 +1,1 @@
+"""Experiments: the same training over several arms and seeds, paired and judged."""

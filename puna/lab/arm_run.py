@@ -1,0 +1,184 @@
+"""One arm, one seed, one learning rate: trained by the one loop, then judged and probed; kept as a small JSON file."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puna.errors import NonFiniteLoss
+from puna.evaluation.perplexity import Likelihood, evaluate_windows
+from puna.files import read_json, write_json
+from puna.jobs.signals import StopRequest
+from puna.lab.data import StudyText
+from puna.lab.probes import Measures, Probe
+from puna.lab.study import Arm, build_arm
+from puna.model.batch import Batch
+from puna.model.llama import Llama
+from puna.text.mixture import Mixture
+from puna.training.batches import RowSource
+from puna.training.checkpoint import TrainState
+from puna.training.config import StepBudget, TrainingConfig
+from puna.training.events import Event, HeldOut, Observer, StepEvent, ValidationEvent
+from puna.training.loop import LoopHooks, run_loop
+from puna.training.optimizer import build_optimizer
+from puna.training.rows import cut_rows
+
+__all__ = ["ArmRun", "Point", "read_run", "train_arm", "training_config", "write_run"]
+
+_CURVE_POINTS, _CURVE_BATCHES = 12, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Held-out nats, on a few windows, after so many steps and seconds of training."""
+
+    steps: int
+    seconds: float
+    nats: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmRun:
+    """What a training came to.
+
+    window_nats, window_tokens: of the judging text, by which arms are compared in pairs; empty where the run diverged.
+    diverged: why there is no model; None: there is one.
+    """
+
+    arm: str
+    rate: float
+    seed: int
+    steps: int
+    tokens: int
+    seconds: float
+    window_nats: Sequence[float] = ()
+    window_tokens: Sequence[int] = ()
+    curve: Sequence[Point] = ()
+    measures: Measures = field(default_factory=dict)
+    diverged: str | None = None
+
+    @property
+    def nats(self) -> float:
+        """Per token of the judging text; infinite where the run diverged."""
+        return math.fsum(self.window_nats) / sum(self.window_tokens) if self.window_nats else math.inf
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The same, as what is compared in pairs."""
+        return Likelihood(
+            window_nats=tuple(self.window_nats), window_tokens=tuple(self.window_tokens), bytes=None, characters=None,
+            seconds=self.seconds,
+        )  # fmt: skip
+
+
+def training_config(arm: Arm, steps: int, rate: float, seed: int, *, batch: int, seq: int) -> TrainingConfig:
+    """How an arm is trained: as every other one, but for what it changes itself."""
+    mine = max(1, round(steps * arm.share))
+    common: dict[str, Any] = {
+        "budget": StepBudget(steps=mine), "batch": batch, "micro_batch": batch, "seq": seq, "learning_rate": rate,
+        "seed": seed, "validate_every": max(1, mine // _CURVE_POINTS), "checkpoint_every": mine + 1,
+    }  # fmt: skip
+    return TrainingConfig(**{**common, **arm.training})
+
+
+def train_arm(
+    arm: Arm,
+    config: TrainingConfig,
+    text: StudyText,
+    probes: Sequence[Probe],
+    stop: StopRequest,
+    device: torch.device,
+    observers: Sequence[Observer] = (),
+) -> ArmRun | None:
+    """Train, judge and probe. Returns: None where a stop was asked for. Nothing is kept of an unfinished run."""
+    model = build_arm(arm, config.seed, device)
+    source = RowSource([cut_rows(text.shards, config)], Mixture(weights=(1,)), config)
+    watch = _Watch(model, config)
+    hooks = LoopHooks(
+        validate=lambda: HeldOut(nats=evaluate_windows(model, text.judged[:_CURVE_BATCHES]).nats_per_token),
+        save=lambda _: None,
+        should_stop=lambda: bool(stop),
+    )
+    likelihood, diverged = None, None
+    try:
+        run_loop(model, build_optimizer(model, config), source, config, TrainState(), hooks, (*observers, watch))
+        likelihood = None if stop else evaluate_windows(model, text.judged)
+    except NonFiniteLoss as error:
+        diverged = error.message
+    if stop:
+        return None
+    if likelihood is not None and likelihood.nats_per_token > (guess := math.log(arm.model.vocab_size)):
+        diverged = f"ends at {likelihood.nats_per_token:.3f} nats, above the {guess:.3f} of guessing"
+        likelihood = None
+    return ArmRun(
+        arm=arm.name,
+        rate=config.learning_rate,
+        seed=config.seed,
+        steps=watch.steps,
+        tokens=watch.tokens,
+        seconds=watch.seconds,
+        window_nats=() if likelihood is None else likelihood.window_nats,
+        window_tokens=() if likelihood is None else likelihood.window_tokens,
+        curve=tuple(watch.curve),
+        measures={} if likelihood is None else watch.measures() | _probed(model, text.judged, probes),
+        diverged=diverged,
+    )
+
+
+def _probed(model: Llama, judged: Sequence[Batch], probes: Sequence[Probe]) -> Measures:
+    found: Measures = {}
+    for probe in probes:
+        found |= probe(model, judged)
+    return found
+
+
+class _Watch:
+    """The curve of a run, the norm of its gradients, and how far its middle step moved the weights, as a share of them."""
+
+    def __init__(self, model: Llama, config: TrainingConfig) -> None:
+        self._model = model
+        assert isinstance(config.budget, StepBudget)
+        self._middle = max(2, config.budget.steps // 2)
+        self._norms, self._before, self._update = list[float](), list[Tensor](), math.nan
+        self.steps, self.tokens, self.seconds, self.curve = 0, 0, 0.0, list[Point]()
+
+    def __call__(self, event: Event) -> None:
+        """Observe."""
+        if isinstance(event, StepEvent):
+            self.steps, self.tokens, self.seconds = event.step, event.tokens, event.seconds
+            self._norms.append(event.gradient_norm)
+            if event.step == self._middle - 1:
+                self._before = [weight.detach().clone() for weight in self._model.parameters()]
+            elif event.step == self._middle:
+                self._update, self._before = self._moved(), []
+        elif isinstance(event, ValidationEvent):
+            self.curve.append(Point(steps=event.step, seconds=self.seconds, nats=event.nats))
+
+    def measures(self) -> Measures:
+        """Of a finished run."""
+        late = self._norms[len(self._norms) // 2 :]
+        return {
+            "gradient_norm": math.fsum(late) / len(late),
+            "largest_gradient_norm": max(self._norms),
+            "update_norm": self._update,
+        }
+
+    def _moved(self) -> float:
+        pairs = list(zip(self._model.parameters(), self._before, strict=True))
+        moved = math.fsum(float((weight.detach() - before).square().sum()) for weight, before in pairs)
+        return math.sqrt(moved / math.fsum(float(before.square().sum()) for _, before in pairs))
+
+
+def write_run(path: Path, run: ArmRun) -> None:
+    """Keep a finished run. Errors: DiskFull."""
+    write_json(path, asdict(run))
+
+
+def read_run(path: Path) -> ArmRun:
+    """A run that was kept. Errors: FormatError."""
+    values = read_json(path)
+    return ArmRun(**{**values, "curve": tuple(Point(**point) for point in values["curve"])})

@@ -1,0 +1,70 @@
+"""The settings of a study, checked at construction."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from puna.arch.config import ModelConfig
+from puna.errors import UsageError
+from puna.lab.studies import find_study
+
+__all__ = ["LabRecipe", "base_model"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabRecipe:
+    """A study and how much of it.
+
+    seconds: for the whole study, all arms and seeds; the steps of an arm are what fits.
+    learning_rates: each is tried on the first seed, the best of an arm is kept.
+    text: a file or folder to learn from; None: the standard library of the Python that runs this.
+    dim, n_layers: of the base model, whose heads are 32 wide and share key-value heads in threes or twos.
+    least_steps: a study whose arms would take fewer is refused.
+    """
+
+    study: str
+    seconds: float = 2400.0
+    seeds: int = 3
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
+    text: Path | None = None
+    batch: int = 8
+    seq: int = 256
+    dim: int = 192
+    n_layers: int = 6
+    vocab_size: int = 2048
+    least_steps: int = 100
+
+    def __post_init__(self) -> None:
+        find_study(self.study)
+        if not 0 < self.seconds < math.inf:
+            raise UsageError(f"seconds: expected more than 0, got {self.seconds}", "2400 is a good beginning")
+        for name in ("seeds", "batch", "least_steps", "n_layers"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
+            raise UsageError(f"learning_rates: expected rates above 0, got {self.learning_rates}", "1e-3 is usual")
+        if self.seq < 64 or self.seq % 4:
+            raise UsageError(f"seq: expected a multiple of 4 from 64 on, got {self.seq}", "256 is usual")
+        if self.dim % 64:
+            raise UsageError(
+                f"dim: expected a multiple of 64, got {self.dim}", "heads are 32 wide and some arms half as wide"
+            )
+        if self.vocab_size < 300:
+            raise UsageError(f"vocab_size: expected at least 300, got {self.vocab_size}", "256 of them are the bytes")
+
+
+def base_model(recipe: LabRecipe, vocab_size: int) -> ModelConfig:
+    """A small Llama whose context is four times the rows it is trained on. Args: vocab_size: the tokenizer's."""
+    heads = recipe.dim // 32
+    return ModelConfig(
+        vocab_size=vocab_size,
+        dim=recipe.dim,
+        n_layers=recipe.n_layers,
+        n_heads=heads,
+        n_kv_heads=heads // 3 if heads % 3 == 0 else heads // 2,
+        head_dim=32,
+        ffn_dim=8 * recipe.dim // 3,
+        max_seq_len=4 * recipe.seq,
+        rope_theta=10_000.0,
+        tied_embeddings=True,
+    )

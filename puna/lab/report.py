@@ -1,0 +1,178 @@
+"""The page of a study: verdicts first, then the arms, how they learned, and what else was measured; and its charts as files."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from puna.files import write_text
+from puna.jobs.run_folder import RunFolder
+from puna.jobs.run_report import write_run_report
+from puna.lab.arm_run import ArmRun
+from puna.lab.result import ArmResult, StudyResult
+from puna.lab.study import Study
+from puna.report.charts import Axis, Chart, Interval, IntervalChart, LineChart, Series, draw_slide
+from puna.report.labels import label
+from puna.report.numbers import human_bytes, human_count, human_number, human_percent, human_seconds
+from puna.report.page import Figure, Section, Table
+
+__all__ = ["sentence", "study_rows", "write_study_report"]
+
+_BY_LAYER = "_by_layer"
+_LISTED = (
+    *("gradient_norm", "largest_gradient_norm", "update_norm", "score_variance", "attention_entropy", "dead_units"),
+    "norm_microseconds",
+)
+_SHARES = ("dead_units", "attended_share", "attention_entropy")
+
+
+def write_study_report(
+    folder: RunFolder, study: Study, result: StudyResult, runs: Mapping[str, Sequence[ArmRun]], lang: str = "en"
+) -> None:
+    """Write report.html and, for each of its charts, an SVG file in charts/. Errors: DiskFull."""
+    pictures = {
+        **_differences(lang, result),
+        **_curves(lang, study, runs),
+        **_by_layer(lang, study, result),
+    }
+    for name, figure in pictures.items():
+        assert isinstance(figure.content, Chart)
+        write_text(folder.path / "charts" / f"{name}.svg", draw_slide(figure.content, title=figure.caption))
+    sections = [
+        _verdicts(lang, result, pictures), _arms(lang, result), _learning(lang, pictures),
+        _measures(lang, study, result, pictures),
+    ]  # fmt: skip
+    write_run_report(folder, "lab", study_rows(result, lang), sections, lang)
+
+
+def study_rows(result: StudyResult, lang: str = "en") -> list[tuple[str, str]]:
+    """The study as lines for people."""
+    return [
+        (label(lang, "lab.row.arms"), str(len(result.arms))),
+        (label(lang, "lab.row.seeds"), str(result.seeds)),
+        (label(lang, "lab.row.steps"), f"{result.steps:,}"),
+        (label(lang, "lab.row.tokens"), human_count(result.tokens)),
+        (label(lang, "lab.row.text"), human_bytes(result.text_bytes)),
+        (label(lang, "run.row.time"), human_seconds(result.seconds)),
+    ]
+
+
+def sentence(arm: ArmResult, lang: str = "en") -> str:
+    """What was found of an arm, for a student to quote; empty for one that others are compared with."""
+    found = arm.comparison
+    if found is None:
+        return ""
+    return label(
+        lang, f"lab.sentence.{found.verdict}", arm=arm.name, against=found.against, nats=f"{abs(found.added_nats):.3f}",
+        low=f"{found.low:+.3f}", high=f"{found.high:+.3f}", seeds=len(found.by_seed), reason=arm.diverged,
+    )  # fmt: skip
+
+
+def _differences(lang: str, result: StudyResult) -> dict[str, Figure]:
+    """By the names of their files, as all charts."""
+    rows = [
+        Interval(
+            name=label(lang, "lab.against", arm=arm.name, against=found.against), mean=found.added_nats, low=found.low,
+            high=found.high, dots=found.by_seed, is_clear=found.verdict in ("better", "worse"),
+        )
+        for arm in result.arms if (found := arm.comparison) is not None and found.by_seed
+    ]  # fmt: skip
+    chart = IntervalChart(axis=Axis(label=label(lang, "lab.axis.added")), rows=rows)
+    return {"differences": Figure(content=chart, caption=label(lang, "lab.differences"))} if rows else {}
+
+
+def _verdicts(lang: str, result: StudyResult, pictures: Mapping[str, Figure]) -> Section:
+    words = [words for arm in result.arms if (words := sentence(arm, lang))]
+    title = label(lang, f"lab.title.{result.study}")
+    words += [label(lang, "lab.verdicts_words"), label(lang, "lab.slides", folder="charts/")]
+    return Section(title=title, words=words, items=[pictures[name] for name in pictures if name == "differences"])
+
+
+def _arms(lang: str, result: StudyResult) -> Section:
+    names = ("arm", "parameters", "rate", "nats", "speed", "equal_seconds")
+    columns = tuple(label(lang, f"lab.column.{name}") for name in names)
+    rows = []
+    for arm in result.arms:
+        equal = arm.measures.get("nats_at_equal_seconds", math.nan)
+        nats = f"{arm.validation_nats:.3f}" + ("" if math.isnan(arm.spread) else f" ± {arm.spread:.3f}")
+        is_whole = arm.diverged is None
+        rows.append((
+            arm.name, f"{arm.parameters:,}", f"{arm.learning_rate:g}", nats if is_whole else label(lang, "lab.diverged"),
+            human_number(arm.tokens_per_second), f"{equal:.3f}" if isinstance(equal, float) and is_whole else "",
+        ))  # fmt: skip
+    rates = list(result.arms[0].rates)
+    tried = [(arm.name, *(_nats(lang, arm.rates[rate]) for rate in rates)) for arm in result.arms]
+    return Section(
+        title=label(lang, "lab.arms"),
+        words=(label(lang, "lab.arms_words"),),
+        items=(
+            Table(columns=columns, rows=rows, caption=label(lang, "lab.arms_caption")),
+            Table(columns=(label(lang, "lab.column.arm"), *rates), rows=tried, caption=label(lang, "lab.rates")),
+        ),
+    )
+
+
+def _nats(lang: str, nats: float) -> str:
+    return f"{nats:.3f}" if math.isfinite(nats) else label(lang, "lab.diverged")
+
+
+def _curves(lang: str, study: Study, runs: Mapping[str, Sequence[ArmRun]]) -> dict[str, Figure]:
+    first = {arm.name: runs[arm.name][0].curve for arm in study.arms}
+
+    def chart(x: str) -> Figure:
+        series = [
+            Series(name=name, x=[float(getattr(point, x)) for point in curve], y=[point.nats for point in curve])
+            for name, curve in first.items() if curve
+        ]  # fmt: skip
+        across, up = (Axis(label=label(lang, f"lab.axis.{name}")) for name in (x, "nats"))
+        return Figure(content=LineChart(x=across, y=up, series=series), caption=label(lang, f"lab.curves_{x}"))
+
+    return {f"nats-by-{x}": chart(x) for x in ("steps", "seconds")} if any(first.values()) else {}
+
+
+def _learning(lang: str, pictures: Mapping[str, Figure]) -> Section:
+    items = [figure for name, figure in pictures.items() if name.startswith("nats-by-")]
+    return Section(title=label(lang, "lab.curves"), items=items)
+
+
+def _by_layer(lang: str, study: Study, result: StudyResult) -> dict[str, Figure]:
+    """What the study shows of each layer, a line for each arm."""
+    pictures = {}
+    for name in (name for name in study.shown if name.endswith(_BY_LAYER)):
+        series = [
+            Series(name=arm.name, x=range(len(values)), y=values)
+            for arm in result.arms if isinstance(values := arm.measures.get(name), list)
+        ]  # fmt: skip
+        is_log = name == f"gradient_norm{_BY_LAYER}"
+        across = Axis(label=label(lang, "lab.axis.layer"))
+        up = Axis(label=label(lang, f"lab.measure.{name}"), is_log=is_log)
+        if series:
+            chart = LineChart(x=across, y=up, series=series)
+            pictures[name.replace("_", "-")] = Figure(content=chart, caption=label(lang, f"lab.measured.{name}"))
+    return pictures
+
+
+def _measures(lang: str, study: Study, result: StudyResult, pictures: Mapping[str, Figure]) -> Section:
+    listed = (*_LISTED, *(name for name in study.shown if not name.endswith(_BY_LAYER)))
+    rows = [
+        (arm.name, *(_measure(name, arm) for name in dict.fromkeys(listed)))
+        for arm in result.arms
+    ]  # fmt: skip
+    columns = (label(lang, "lab.column.arm"), *(_measure_name(lang, name) for name in dict.fromkeys(listed)))
+    table = Table(columns=columns, rows=rows, caption=label(lang, "lab.measures_caption"))
+    drawn = [figure for name, figure in pictures.items() if name.endswith(_BY_LAYER.replace("_", "-"))]
+    return Section(title=label(lang, "lab.measures"), items=(*drawn, table))
+
+
+def _measure_name(lang: str, name: str) -> str:
+    for family in ("nats_to", "attention_milliseconds"):
+        if name.startswith(f"{family}_"):
+            return label(lang, f"lab.measure.{family}", tokens=f"{int(name.rpartition('_')[2]):,}")
+    return label(lang, f"lab.measure.{name}")
+
+
+def _measure(name: str, arm: ArmResult) -> str:
+    value = arm.measures.get(name)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return ""
+    if name in _SHARES:
+        return human_percent(value)
+    return human_count(value) if name == "flops_per_token" else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

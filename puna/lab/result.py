@@ -1,0 +1,121 @@
+"""What a study found: each arm over its seeds, and beside the arm that it differs from in one thing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, stdev
+
+from puna.lab.arm_run import ArmRun
+from puna.lab.judging import Comparison, compare_arms
+from puna.lab.probes import Measures
+from puna.lab.recipe import LabRecipe
+from puna.lab.study import Arm, Study
+from puna.planning.compute import forward_flops
+from puna.planning.counting import attended_pairs, kv_cache_bytes_per_token
+
+__all__ = ["ArmResult", "StudyResult", "judged_arms"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmResult:
+    """One arm over its seeds.
+
+    validation_nats: mean over seeds; spread: standard deviation over them. rates: final nats of seed 0 at each rate tried.
+    measures: means over seeds. comparison: with the arm that it differs from in one thing.
+    """
+
+    name: str
+    parameters: int
+    learning_rate: float
+    rates: dict[str, float]
+    validation_nats: float
+    spread: float
+    steps: int
+    tokens_per_second: float
+    measures: Measures
+    diverged: str | None
+    comparison: Comparison | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult:
+    """What `puna lab --json` prints. text_bytes, text_sha256: of what was learned from."""
+
+    study: str
+    arms: list[ArmResult]
+    seeds: int
+    steps: int
+    tokens: int
+    text_bytes: int
+    text_sha256: str
+    seconds: float
+    report: str
+
+
+def judged_arms(
+    study: Study, runs: Mapping[str, Sequence[ArmRun]], tried: Mapping[str, Mapping[float, ArmRun]], recipe: LabRecipe
+) -> list[ArmResult]:
+    """Args: runs: of each arm, one a seed; tried: of each arm on seed 0, by rate."""
+    finished = [run for each in runs.values() for run in each if run.diverged is None]
+    equal_seconds = min((run.seconds for run in finished), default=math.nan)
+    results = []
+    for arm in study.arms:
+        mine = runs[arm.name]
+        nats = [run.nats for run in mine]
+        is_whole = all(run.diverged is None for run in mine)
+        results.append(
+            ArmResult(
+                name=arm.name,
+                parameters=arm.parameters,
+                learning_rate=mine[0].rate,
+                rates={f"{rate:g}": run.nats for rate, run in tried[arm.name].items()},
+                validation_nats=fmean(nats),
+                spread=stdev(nats) if len(nats) > 1 and is_whole else math.nan,
+                steps=max(run.steps for run in mine),
+                tokens_per_second=sum(run.tokens for run in mine) / max(1e-9, math.fsum(run.seconds for run in mine)),
+                measures=_counted(arm, recipe) | _averaged(mine) | _at_equal_seconds(mine, equal_seconds),
+                diverged=next((run.diverged for run in mine if run.diverged is not None), None),
+                comparison=None if arm.against is None else compare_arms(mine, runs[arm.against]),
+            )
+        )
+    return results
+
+
+def _counted(arm: Arm, recipe: LabRecipe) -> Measures:
+    """What is known without training."""
+    causal = recipe.seq * (recipe.seq + 1) / 2 * arm.model.n_heads * arm.model.n_layers
+    return {
+        "cache_bytes_per_token": kv_cache_bytes_per_token(arm.model),
+        "flops_per_token": forward_flops(arm.model, recipe.seq).total / recipe.seq,
+        "attended_share": attended_pairs(arm.model, recipe.seq) / causal,
+    }
+
+
+def _averaged(runs: Sequence[ArmRun]) -> Measures:
+    """Each measure's mean over the runs that have a model."""
+    there = [run.measures for run in runs if run.measures]
+    found: Measures = {}
+    for name in there[0] if there else ():
+        values = [each[name] for each in there]
+        layers = [value for value in values if isinstance(value, list)]
+        if layers:
+            found[name] = [fmean(layer) for layer in zip(*layers, strict=True)]
+        else:
+            found[name] = fmean(value for value in values if not isinstance(value, list))
+    return found
+
+
+def _at_equal_seconds(runs: Sequence[ArmRun], seconds: float) -> Measures:
+    """Nats on a curve's few windows when the fastest training of the study had ended, between two of its points."""
+    found = [_between(run, seconds) for run in runs if run.diverged is None and run.curve]
+    return {"nats_at_equal_seconds": fmean(found)} if found else {}
+
+
+def _between(run: ArmRun, seconds: float) -> float:
+    points = sorted(run.curve, key=lambda point: point.seconds)
+    for before, after in pairwise(points):
+        if before.seconds <= seconds <= after.seconds:
+            share = (seconds - before.seconds) / max(1e-9, after.seconds - before.seconds)
+            return before.nats + share * (after.nats - before.nats)
+    return points[-1].nats if seconds > points[-1].seconds else points[0].nats

@@ -1,0 +1,139 @@
+"""A study from beginning to end: text, schedule, every arm at every seed, verdicts, report. Stopped, the same command goes on.
+
+rate of an arm = the best of the candidates on seed 0;   then seeds 1, 2, ... at that rate, on the same data as every arm
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from puna.jobs.machine import choose_device
+from puna.jobs.run_folder import open_run
+from puna.jobs.signals import StopRequest, stop_request
+from puna.lab.arm_run import ArmRun, read_run, train_arm, training_config, write_run
+from puna.lab.data import StudyText, study_text
+from puna.lab.recipe import LabRecipe, base_model
+from puna.lab.report import write_study_report
+from puna.lab.result import StudyResult, judged_arms
+from puna.lab.schedule import Schedule, find_schedule
+from puna.lab.studies import find_study
+from puna.lab.study import Arm, Study
+from puna.report.numbers import human_seconds
+from puna.training.events import Observer
+
+__all__ = ["TrialEvent", "plan_study", "run_study"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialEvent:
+    """A training that begins: number of count, those of earlier sittings included."""
+
+    number: int
+    count: int
+    arm: str
+    rate: float
+    seed: int
+
+
+def plan_study(recipe: LabRecipe, out: Path, device: str = "auto") -> str:
+    """How long a study will take, in words; the text's shards and the schedule are kept in `out`. Errors: as run_study."""
+    with open_run(out, recipe, resume=True):
+        study, _, schedule = _prepared(recipe, out, choose_device(device))
+    return _described(study, recipe, schedule)
+
+
+def run_study(
+    recipe: LabRecipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    observers: tuple[Observer, ...] = (),
+    on_trial: Callable[[TrialEvent], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> StudyResult:
+    """Run what is missing of a study, judge it, and write `out`/report.html.
+
+    Args:   observers: of every training; on_trial: of their succession; tell: is given how long it will take.
+    Errors: BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted (finished trainings are kept), RunLocked, UsageError.
+    """
+    began, place = time.monotonic(), choose_device(device)
+    with open_run(out, recipe, resume=True) as folder, stop_request() as stop:
+        study, text, schedule = _prepared(recipe, out, place)
+        tell(_described(study, recipe, schedule))
+        trials = _Trials(recipe, out / "runs", study, text, schedule, stop, place, observers, on_trial)
+        tried = {arm.name: trials.at_each_rate(arm) for arm in study.arms}
+        runs = {arm.name: trials.at_each_seed(arm, tried[arm.name]) for arm in study.arms}
+        result = StudyResult(
+            study=study.name,
+            arms=judged_arms(study, runs, tried, recipe),
+            seeds=recipe.seeds,
+            steps=schedule.steps,
+            tokens=schedule.steps * recipe.batch * recipe.seq,
+            text_bytes=text.bytes,
+            text_sha256=text.sha256,
+            seconds=time.monotonic() - began,
+            report=str(folder.report),
+        )
+        write_study_report(folder, study, result, runs)
+    return result
+
+
+def _prepared(recipe: LabRecipe, out: Path, device: torch.device) -> tuple[Study, StudyText, Schedule]:
+    text = study_text(recipe, out)
+    study = find_study(recipe.study)(base_model(recipe, text.shards.vocab_size))
+    return study, text, find_schedule(out / "schedule.json", study, recipe, text, device)
+
+
+def _described(study: Study, recipe: LabRecipe, schedule: Schedule) -> str:
+    return (
+        f"{study.name}: {len(study.arms)} arms, {schedule.runs} trainings of {schedule.steps:,} steps of "
+        f"{recipe.batch * recipe.seq:,} tokens, {recipe.seeds} seeds: about {human_seconds(schedule.seconds)}"
+    )
+
+
+class _Trials:
+    """Each training of a study, run or, where an earlier sitting finished it, read."""
+
+    def __init__(
+        self, recipe: LabRecipe, folder: Path, study: Study, text: StudyText, schedule: Schedule, stop: StopRequest,
+        device: torch.device, observers: Sequence[Observer], on_trial: Callable[[TrialEvent], None],
+    ) -> None:  # fmt: skip
+        self._recipe, self._folder, self._study, self._text = recipe, folder, study, text
+        self._schedule, self._stop, self._device, self._observers, self._on_trial = (
+            schedule,
+            stop,
+            device,
+            observers,
+            on_trial,
+        )
+        self._number = 0
+
+    def at_each_rate(self, arm: Arm) -> dict[float, ArmRun]:
+        """Seed 0 at every candidate."""
+        return {rate: self._run(arm, rate, 0) for rate in self._recipe.learning_rates}
+
+    def at_each_seed(self, arm: Arm, tried: dict[float, ArmRun]) -> list[ArmRun]:
+        """One run a seed, at the best rate of seed 0."""
+        rate = min(tried, key=lambda each: tried[each].nats)
+        return [tried[rate], *(self._run(arm, rate, seed) for seed in range(1, self._recipe.seeds))]
+
+    def _run(self, arm: Arm, rate: float, seed: int) -> ArmRun:
+        path, self._number = self._folder / _file_name(arm, rate, seed), self._number + 1
+        if path.is_file():
+            return read_run(path)
+        self._on_trial(TrialEvent(number=self._number, count=self._schedule.runs, arm=arm.name, rate=rate, seed=seed))
+        config = training_config(arm, self._schedule.steps, rate, seed, batch=self._recipe.batch, seq=self._recipe.seq)
+        run = train_arm(arm, config, self._text, self._study.probes, self._stop, self._device, self._observers)
+        self._stop.raise_if_asked("finished trainings are kept", "the same command goes on")
+        assert run is not None, "only a stop ends it without one"
+        write_run(path, run)
+        return run
+
+
+def _file_name(arm: Arm, rate: float, seed: int) -> str:
+    words = "".join(each if each.isalnum() else "-" for each in arm.name.lower())
+    return f"{words}-{hashlib.sha256(arm.name.encode()).hexdigest()[:6]}-{rate:g}-{seed}.json"

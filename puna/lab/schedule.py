@@ -1,0 +1,85 @@
+"""How long a study will take, and how many steps its arms get: measured on each arm's first steps, before anything is trained."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from puna.errors import UsageError
+from puna.files import read_json, write_json
+from puna.lab.arm_run import training_config
+from puna.lab.data import StudyText
+from puna.lab.recipe import LabRecipe
+from puna.lab.study import Arm, Study, build_arm
+from puna.report.numbers import human_seconds
+from puna.text.mixture import Mixture
+from puna.training.batches import RowSource
+from puna.training.optimizer import build_optimizer
+from puna.training.rows import cut_rows
+from puna.training.step import train_step
+
+__all__ = ["Schedule", "find_schedule", "make_schedule"]
+
+_TIMED_STEPS = 4
+_FORWARD_SHARE = 0.4  # of a step, for judging the same tokens
+_PROBES_IN_STEPS = 12  # what the probes of a run take
+_CURVE_BATCHES = 12 * 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """steps: of an arm whose share is 1. step_seconds: by arm. runs: trainings in all. seconds: what they will take."""
+
+    steps: int
+    step_seconds: Mapping[str, float]
+    runs: int
+    seconds: float
+
+
+def make_schedule(study: Study, recipe: LabRecipe, text: StudyText, device: torch.device) -> Schedule:
+    """Time a few steps of each arm and see what fits.
+
+    Errors: UsageError: fewer steps than the recipe's least would fit; says how long the study needs.
+    """
+    began = time.monotonic()
+    times = {arm.name: _step_seconds(arm, recipe, text, device) for arm in study.arms}
+    each = len(recipe.learning_rates) + recipe.seeds - 1
+    judged = _FORWARD_SHARE * (len(text.judged) + _CURVE_BATCHES) + _PROBES_IN_STEPS
+    fixed = each * judged * math.fsum(times.values()) + (time.monotonic() - began)
+    per_step = each * math.fsum(arm.share * times[arm.name] for arm in study.arms)
+    steps = int((recipe.seconds - fixed) / per_step)
+    if steps < recipe.least_steps:
+        needed = fixed + recipe.least_steps * per_step
+        raise UsageError(
+            f"seconds: expected at least {math.ceil(needed)} for {recipe.least_steps} steps of {len(study.arms)} arms, "
+            f"{each} trainings each, got {recipe.seconds:g}",
+            f"give it {human_seconds(needed)}, or fewer --seeds, a smaller --batch or --set dim",
+        )
+    return Schedule(steps=steps, step_seconds=times, runs=each * len(study.arms), seconds=fixed + steps * per_step)
+
+
+def find_schedule(path: Path, study: Study, recipe: LabRecipe, text: StudyText, device: torch.device) -> Schedule:
+    """The schedule that an earlier sitting wrote, or a new one, written. Errors: as make_schedule."""
+    if path.is_file():
+        return Schedule(**read_json(path))
+    schedule = make_schedule(study, recipe, text, device)
+    write_json(path, asdict(schedule))
+    return schedule
+
+
+def _step_seconds(arm: Arm, recipe: LabRecipe, text: StudyText, device: torch.device) -> float:
+    """The middle of a few steps, after the first."""
+    config = training_config(arm, _TIMED_STEPS, recipe.learning_rates[0], 0, batch=recipe.batch, seq=recipe.seq)
+    model = build_arm(arm, 0, device)
+    optimizer = build_optimizer(model, config)
+    source = RowSource([cut_rows(text.shards, config)], Mixture(weights=(1,)), config)
+    times = []
+    for step in range(1 + _TIMED_STEPS):
+        began = time.monotonic()
+        train_step(model, optimizer, source.batches(step), rate=1e-5, clip=config.clip, precision=config.precision)
+        times.append(time.monotonic() - began)
+    return median(times[1:])

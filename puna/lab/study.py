@@ -1,0 +1,94 @@
+"""What a study is: arms that differ in one thing each, and what each is compared with."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from puna.arch.config import ModelConfig
+from puna.arch.modules import linear_shapes
+from puna.compression.allocation import uniform_ranks
+from puna.lab.probes import Probe
+from puna.model.init import initialise
+from puna.model.linears.low_rank import LowRankLinear
+from puna.model.llama import Llama
+from puna.model.surgery import get_linear, replace_linear
+from puna.planning.counting import parameter_count
+
+__all__ = ["Arm", "Study", "StudyMaker", "build_arm", "with_parameters"]
+
+_FFN_STEP = 4  # widths of feed-forward networks are multiples of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One setting.
+
+    against:  the arm that it is compared with, in the same seed; None: others are compared with it.
+    training: fields of TrainingConfig that differ from the study's.
+    share:    of the study's steps, where arms are matched in FLOPs instead of steps.
+    keep:     below 1 each Linear of a layer is built as two factors with this share of its numbers.
+    weights:  the type in which weights, gradients and moments are kept.
+    """
+
+    name: str
+    model: ModelConfig
+    against: str | None = None
+    training: Mapping[str, object] = field(default_factory=dict)
+    share: float = 1.0
+    keep: float = 1.0
+    weights: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def parameters(self) -> int:
+        """What it learns."""
+        shapes = linear_shapes(self.model)
+        ranks = uniform_ranks(self.model, self.keep) if self.keep < 1 else {}
+        saved = sum(math.prod(shapes[name]) - rank * sum(shapes[name]) for name, rank in _by_name(ranks))
+        return parameter_count(self.model) - saved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Arms, and what is measured of each beside its loss. shown: measures that its report draws or lists, by name."""
+
+    name: str
+    arms: Sequence[Arm]
+    probes: Sequence[Probe]
+    shown: Sequence[str]
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        assert len(set(names)) == len(names), names
+        assert all(arm.against is None or arm.against in names for arm in self.arms), names
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+StudyMaker = Callable[[ModelConfig], Study]
+"""From the base model, a small Llama, to the study."""
+
+
+def build_arm(arm: Arm, seed: int, device: torch.device) -> Llama:
+    """Its model before the first step, the same on every device."""
+    model = Llama(arm.model)
+    if arm.keep < 1:
+        for path, rank in uniform_ranks(arm.model, arm.keep).items():
+            dense = get_linear(model, path)
+            replace_linear(model, path, LowRankLinear.empty(dense.out_features, dense.in_features, rank))
+    return initialise(model, seed).to(device, getattr(torch, arm.weights))
+
+
+def _by_name(ranks: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    return ((path.rpartition(".")[2], rank) for path, rank in ranks.items())
+
+
+def with_parameters(config: ModelConfig, parameters: int) -> ModelConfig:
+    """The model with its feed-forward width chosen so that it holds as many parameters as can be, within a few thousandths."""
+    narrow, wide = (parameter_count(replace(config, ffn_dim=width)) for width in (_FFN_STEP, 2 * _FFN_STEP))
+    steps = round((parameters - narrow) / (wide - narrow))
+    return replace(config, ffn_dim=_FFN_STEP * (1 + max(0, steps)))

@@ -1,0 +1,87 @@
+"""The labels of a study's page in English."""
+
+__all__ = ["ENGLISH_LAB"]
+
+ENGLISH_LAB = {
+    "run.lab.title": "Study: {name}",
+    "run.lab.subtitle": "The same small Llama trained with one part exchanged at a time: what that changes, and what "
+    "cannot be told apart.",
+    "lab.row.arms": "arms",
+    "lab.row.seeds": "seeds",
+    "lab.row.steps": "steps of each training",
+    "lab.row.tokens": "tokens of each training",
+    "lab.row.text": "text learned from",
+    "lab.title.ladder": "From the Transformer of 2017 to Llama 3, one change a step",
+    "lab.title.norms": "Which norm?",
+    "lab.title.activations": "Which feed-forward network?",
+    "lab.title.positions": "Which positions, and how far beyond the training length?",
+    "lab.title.heads": "How many key-value heads?",
+    "lab.title.patterns": "How much must attention see?",
+    "lab.title.placement": "Norms before or after the branches?",
+    "lab.title.scale": "What are scores divided by?",
+    "lab.title.size": "Which size, at equal training FLOPs?",
+    "lab.title.optimizer": "AdamW or Muon?",
+    "lab.title.precision": "Products in float32 or bfloat16?",
+    "lab.title.low-rank": "Low rank from the first step on, or dense?",
+    "lab.verdicts": "What was found",
+    "lab.verdicts_words": "Every arm has as many parameters as the one it is compared with, unless its size is the "
+    "question, and reads the same tokens in the same order. An arm is called better or worse only where its 95 % "
+    "interval excludes zero and all seeds agree.",
+    "lab.sentence.better": "{arm} ends {nats} nats per token below {against} (95 % interval {low} to {high}, {seeds} "
+    "seeds).",
+    "lab.sentence.worse": "{arm} ends {nats} nats per token above {against} (95 % interval {low} to {high}, {seeds} "
+    "seeds).",
+    "lab.sentence.not distinguishable": "{arm} and {against} cannot be told apart here: {nats} nats (95 % interval "
+    "{low} to {high}, {seeds} seeds).",
+    "lab.sentence.diverged": "{arm} does not train here at the rates tried: {reason}.",
+    "lab.sentence.not comparable": "{arm} cannot be compared: {against} did not train.",
+    "lab.differences": "Added nats per token against the arm named; below zero is better. Diamonds and bars: mean and "
+    "95 % interval; dots: one seed each. Grey: not told apart from zero.",
+    "lab.against": "{arm}, against {against}",
+    "lab.axis.added": "added nats per token",
+    "lab.arms": "The arms",
+    "lab.arms_words": "Held-out nats are means over seeds with their standard deviation; the learning rate is the "
+    "better of those tried on the first seed.",
+    "lab.column.arm": "Arm",
+    "lab.column.parameters": "Parameters",
+    "lab.column.rate": "Rate",
+    "lab.column.nats": "Held-out nats",
+    "lab.column.speed": "Tokens/s",
+    "lab.column.equal_seconds": "At equal time",
+    "lab.arms_caption": "At equal time: nats on a few windows when the fastest training had ended.",
+    "lab.rates": "Final nats of the first seed at each rate that was tried.",
+    "lab.diverged": "diverged",
+    "lab.curves": "How they learn",
+    "lab.curves_steps": "Held-out nats on a few windows against steps, first seed.",
+    "lab.curves_seconds": "The same against seconds of training on this machine.",
+    "lab.axis.nats": "nats per token",
+    "lab.axis.steps": "steps",
+    "lab.axis.seconds": "seconds of training",
+    "lab.axis.layer": "layer",
+    "lab.measures": "What was measured beside the loss",
+    "lab.measures_caption": "Means over seeds.",
+    "lab.measure.gradient_norm_by_layer": "gradient norm",
+    "lab.measure.score_variance_by_layer": "variance of scores",
+    "lab.measure.attention_entropy_by_layer": "entropy of attention",
+    "lab.measure.dead_units_by_layer": "dead units",
+    "lab.measured.gradient_norm_by_layer": "Norm of the loss's gradient in each layer's parameters, after training.",
+    "lab.measured.score_variance_by_layer": "Variance, in each layer, of the scores that a query sees, after training.",
+    "lab.measured.attention_entropy_by_layer": "Entropy of attention's weights in each layer, as a share of the "
+    "largest it could have.",
+    "lab.measured.dead_units_by_layer": "Share of feed-forward units whose function has a slope below 0.001 at every "
+    "token of a batch.",
+    "lab.measure.gradient_norm": "Gradient norm, late",
+    "lab.measure.largest_gradient_norm": "Largest gradient norm",
+    "lab.measure.gradient_last_over_first": "Gradient, last layer / first",
+    "lab.measure.update_norm": "Update / weights, midway",
+    "lab.measure.score_variance": "Score variance",
+    "lab.measure.attention_entropy": "Attention entropy",
+    "lab.measure.dead_units": "Dead units",
+    "lab.measure.norm_microseconds": "Norm, µs a batch",
+    "lab.measure.cache_bytes_per_token": "Cache, B/token",
+    "lab.measure.flops_per_token": "FLOPs/token",
+    "lab.measure.attended_share": "Pairs attended",
+    "lab.measure.nats_to": "Nats up to {tokens} tokens",
+    "lab.measure.attention_milliseconds": "Attention at {tokens}, ms",
+    "lab.slides": "Every chart of this page is an SVG file of its own in `{folder}`, for a slide.",
+}

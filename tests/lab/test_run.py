@@ -1,0 +1,132 @@
+"""A study from beginning to end: the same whether it was stopped or not, and no arm takes others with it."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from puna.errors import CheckpointMismatch, Interrupted, UsageError
+from puna.lab import run as lab_run
+from puna.lab.arm_run import ArmRun, read_run, write_run
+from puna.lab.run import plan_study, run_study
+from puna.lab.study import Arm, Study
+from puna.training.events import StepEvent
+from tests.pictures import draw_few
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_few(monkeypatch)
+
+
+@pytest.fixture
+def fixed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve steps whatever the clock says."""
+    from puna.lab import schedule
+
+    monkeypatch.setattr(schedule, "_step_seconds", lambda *_: 0.02)
+
+
+def test_a_stopped_study_goes_on_and_ends_as_if_it_had_not(lab_recipe, fixed_steps, tmp_path: Path) -> None:
+    recipe, begun = lab_recipe(), []
+    whole = run_study(recipe, tmp_path / "a", on_trial=begun.append)
+    assert [trial.number for trial in begun] == list(range(1, 7))
+
+    def stop_in_the_fourth(event: object) -> None:
+        if isinstance(event, StepEvent) and len(again) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    again: list[object] = []
+    with pytest.raises(Interrupted, match="finished trainings are kept"):
+        run_study(recipe, tmp_path / "b", on_trial=again.append, observers=(stop_in_the_fourth,))
+    assert len(list((tmp_path / "b" / "runs").iterdir())) == 3
+    rest: list[object] = []
+    resumed = run_study(recipe, tmp_path / "b", on_trial=rest.append)
+    assert len(rest) == 3
+    for mine, other in zip(whole.arms, resumed.arms, strict=True):
+        assert mine.validation_nats == other.validation_nats
+        assert (mine.comparison is None) or mine.comparison.by_seed == other.comparison.by_seed  # type: ignore[union-attr]
+
+
+def test_the_report_says_what_was_found_and_every_chart_is_a_file(lab_recipe, fixed_steps, tmp_path: Path) -> None:
+    result = run_study(lab_recipe(), tmp_path / "a")
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert page.count("q k / sqrt(d)") > 4
+    assert any(words in page for words in ("cannot be told apart", "nats per token below", "nats per token above"))
+    charts = {path.name for path in (tmp_path / "a" / "charts").iterdir()}
+    assert {"differences.svg", "nats-by-steps.svg", "score-variance-by-layer.svg"} <= charts
+    for path in (tmp_path / "a" / "charts").iterdir():
+        root = ElementTree.fromstring(path.read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(--" not in path.read_text()
+    assert json.loads(json.dumps(result.arms[0].measures))["dead_units"] >= 0
+    assert result.tokens == result.steps * 2 * 64
+
+
+def test_the_same_tokens_reach_every_arm_and_seeds_differ(lab_recipe, fixed_steps, tmp_path: Path, monkeypatch) -> None:
+    seen: dict[tuple[str, int], list[float]] = {}
+    original = lab_run.train_arm
+
+    def spied(arm, config, text, *rest):
+        source_ids = text.shards.window(0, 8).tolist()
+        seen[arm.name, config.seed] = [config.budget.steps, config.batch, *source_ids]
+        return original(arm, config, text, *rest)
+
+    monkeypatch.setattr(lab_run, "train_arm", spied)
+    run_study(lab_recipe(), tmp_path / "a")
+    assert len({tuple(each) for each in seen.values()}) == 1
+    runs = [read_run(path) for path in (tmp_path / "a" / "runs").iterdir()]
+    assert len({run.nats for run in runs}) == len(runs)
+
+
+def test_an_arm_that_diverges_is_kept_and_marked(lab_recipe, fixed_steps, tmp_path: Path, monkeypatch) -> None:
+    def broken(base):
+        arms = [
+            Arm(name="whole", model=base),
+            Arm(name="wild", model=base, against="whole", training={"learning_rate": 1e18}),
+        ]
+        return Study(name="scale", arms=arms, probes=(), shown=())
+
+    monkeypatch.setattr(lab_run, "find_study", lambda _: broken)
+    result = run_study(lab_recipe(seeds=1), tmp_path / "a")
+    whole, wild = result.arms
+    assert math.isfinite(whole.validation_nats)
+    assert wild.diverged is not None
+    assert wild.comparison is not None
+    assert wild.comparison.verdict == "diverged"
+    assert "wild does not train here" in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_too_little_time_is_refused_and_says_how_much_is_needed(lab_recipe, fixed_steps, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="seconds: expected at least ") as caught:
+        run_study(lab_recipe(seconds=1.0), tmp_path / "a")
+    needed = float(caught.value.message.split("at least ")[1].split()[0])
+    assert "4 steps of 3 arms, 2 trainings each" in caught.value.message
+    assert "about" in plan_study(lab_recipe(seconds=needed + 1), tmp_path / "b")
+
+
+def test_another_recipe_is_not_mixed_into_a_study(lab_recipe, fixed_steps, tmp_path: Path) -> None:
+    plan_study(lab_recipe(), tmp_path / "a")
+    with pytest.raises(CheckpointMismatch):
+        plan_study(lab_recipe(batch=4), tmp_path / "a")
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    run = ArmRun(arm="a", rate=1e-3, seed=0, steps=3, tokens=9, seconds=0.5, window_nats=(1.5, 2.0), window_tokens=(1, 2),
+                 measures={"x": 1.0, "y": [1.0, 2.0]})  # fmt: skip
+    write_run(tmp_path / "r.json", run)
+    read = read_run(tmp_path / "r.json")
+    assert (read.nats, read.measures) == (run.nats, run.measures)
+    assert read.nats == pytest.approx(3.5 / 3)
+
+
+def test_a_study_is_timed_by_steps_that_are_run(lab_recipe, tmp_path: Path) -> None:
+    words = plan_study(lab_recipe(seconds=20.0), tmp_path / "a")
+    assert words.startswith("scale: 3 arms, 6 trainings of ")
+    schedule = json.loads((tmp_path / "a" / "schedule.json").read_text())
+    assert all(seconds > 0 for seconds in schedule["step_seconds"].values())
+    assert schedule["seconds"] == pytest.approx(20.0, rel=0.2)
