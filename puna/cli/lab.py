@@ -50,7 +50,7 @@ def lab(
         text: a file or folder to learn from; without it the standard library of this Python.
         batch: rows in a step.
         seq: tokens in a row.
-        learning_rate: the only one that is tried; 0.001 and 0.003 where nothing says otherwise.
+        learning_rate: the only one that is tried; the study's own where nothing says otherwise.
         dry_run: say how long it will take, and train nothing.
         device: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one.
         threads: CPU threads; 0 leaves torch's choice.

@@ -13,7 +13,7 @@ from pathlib import Path
 from puna.errors import BadData
 from puna.text.corpus import Corpus, Document, cut_documents, read_documents, split_documents
 
-__all__ = ["DemoText", "Parts", "first_kind", "gather_text", "split_text", "tell_left_out"]
+__all__ = ["DemoText", "Parts", "first_kind", "gather_text", "second_kind", "split_text", "tell_left_out"]
 
 _LEFT_OUT = {
     "__pycache__",
@@ -67,6 +67,11 @@ def first_kind(folder: Path | None) -> tuple[Corpus, tuple[Document, ...]]:
         return corpus, corpus.documents
     corpus = read_documents([folder])
     return corpus, cut_documents(corpus.documents, _piece_bytes(corpus))
+
+
+def second_kind() -> tuple[Document, ...]:
+    """The documents of the language reference. Errors: BadData."""
+    return _second_kind(_library())[1]
 
 
 def _library() -> Path:

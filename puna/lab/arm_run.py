@@ -6,26 +6,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from puna.errors import NonFiniteLoss
 from puna.evaluation.perplexity import Likelihood, evaluate_windows
 from puna.files import read_json, write_json
 from puna.jobs.signals import StopRequest
-from puna.lab.data import StudyText
+from puna.lab.data import StudyText, rows_of
 from puna.lab.probes import Measures, Probe
-from puna.lab.study import Arm, build_arm
-from puna.model.batch import Batch
+from puna.lab.study import Arm
 from puna.model.llama import Llama
-from puna.text.mixture import Mixture
-from puna.training.batches import RowSource
 from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.events import Event, HeldOut, Observer, StepEvent, ValidationEvent
 from puna.training.loop import LoopHooks, run_loop
 from puna.training.optimizer import build_optimizer
-from puna.training.rows import cut_rows
 
 __all__ = ["ArmRun", "Point", "read_run", "train_arm", "training_config", "write_run"]
 
@@ -90,13 +85,14 @@ def train_arm(
     config: TrainingConfig,
     text: StudyText,
     probes: Sequence[Probe],
+    model: Llama,
     stop: StopRequest,
-    device: torch.device,
     observers: Sequence[Observer] = (),
 ) -> ArmRun | None:
-    """Train, judge and probe. Returns: None where a stop was asked for. Nothing is kept of an unfinished run."""
-    model = build_arm(arm, config.seed, device)
-    source = RowSource([cut_rows(text.shards, config)], Mixture(weights=(1,)), config)
+    """Train the arm's model, judge and probe it.
+
+    Returns: None where a stop was asked for: nothing is kept of an unfinished run.
+    """
     watch = _Watch(model, config)
     hooks = LoopHooks(
         validate=lambda: HeldOut(nats=evaluate_windows(model, text.judged[:_CURVE_BATCHES]).nats_per_token),
@@ -105,7 +101,15 @@ def train_arm(
     )
     likelihood, diverged = None, None
     try:
-        run_loop(model, build_optimizer(model, config), source, config, TrainState(), hooks, (*observers, watch))
+        run_loop(
+            model,
+            build_optimizer(model, config),
+            rows_of(text, arm, config),
+            config,
+            TrainState(),
+            hooks,
+            (*observers, watch),
+        )
         likelihood = None if stop else evaluate_windows(model, text.judged)
     except NonFiniteLoss as error:
         diverged = error.message
@@ -113,26 +117,22 @@ def train_arm(
         return None
     if likelihood is not None and likelihood.nats_per_token > (guess := math.log(arm.model.vocab_size)):
         diverged = f"ends at {likelihood.nats_per_token:.3f} nats, above the {guess:.3f} of guessing"
-        likelihood = None
+    common = {"arm": arm.name, "rate": config.learning_rate, "seed": config.seed, **watch.facts()}
+    if likelihood is None or diverged is not None:
+        return ArmRun(**common, diverged=diverged)
+    measures = watch.measures() | _probed(model, text, probes)
     return ArmRun(
-        arm=arm.name,
-        rate=config.learning_rate,
-        seed=config.seed,
-        steps=watch.steps,
-        tokens=watch.tokens,
-        seconds=watch.seconds,
-        window_nats=() if likelihood is None else likelihood.window_nats,
-        window_tokens=() if likelihood is None else likelihood.window_tokens,
-        curve=tuple(watch.curve),
-        measures={} if likelihood is None else watch.measures() | _probed(model, text.judged, probes),
-        diverged=diverged,
+        **common, window_nats=likelihood.window_nats, window_tokens=likelihood.window_tokens, measures=measures
     )
 
 
-def _probed(model: Llama, judged: Sequence[Batch], probes: Sequence[Probe]) -> Measures:
+def _probed(model: Llama, text: StudyText, probes: Sequence[Probe]) -> Measures:
     found: Measures = {}
     for probe in probes:
-        found |= probe(model, judged)
+        found |= probe(model, text.judged)
+    if len(text.held_out) > 1:
+        for number, batches in enumerate(text.held_out, start=1):
+            found[f"nats_of_source_{number}"] = evaluate_windows(model, batches).nats_per_token
     return found
 
 
@@ -157,6 +157,10 @@ class _Watch:
                 self._update, self._before = self._moved(), []
         elif isinstance(event, ValidationEvent):
             self.curve.append(Point(steps=event.step, seconds=self.seconds, nats=event.nats))
+
+    def facts(self) -> dict[str, Any]:
+        """How far it came, as fields of ArmRun."""
+        return {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds, "curve": tuple(self.curve)}
 
     def measures(self) -> Measures:
         """Of a finished run."""

@@ -6,60 +6,99 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.errors import BadData, FormatError
-from puna.jobs.demo_text import first_kind
+from puna.files import staged_folder
+from puna.jobs.demo_text import first_kind, second_kind
 from puna.lab.recipe import LabRecipe
+from puna.lab.study import Arm, Study
 from puna.model.batch import Batch
 from puna.text.corpus import Document, split_documents
+from puna.text.mixture import Mixture, exponent_weights, integer_weights
 from puna.tokens.learning import learn_tokenizer
 from puna.tokens.shards import Shards, build_shards, open_shards
-from puna.training.batches import ordered_windows
+from puna.tokens.tokenizer import Tokenizer, load_tokenizer
+from puna.training.batches import RowSource, ordered_windows
+from puna.training.config import TrainingConfig
+from puna.training.rows import cut_rows
 
-__all__ = ["StudyText", "study_text"]
+__all__ = ["StudyText", "rows_of", "study_text"]
 
 _JUDGED_WINDOWS, _FEWEST_WINDOWS = 128, 8
-_HELD_OUT = 0.04
+_HELD_OUT, _LEAST_HELD_OUT = 0.04, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyText:
-    """What is learned, and windows of held-out text in order, which no arm learns from. sha256: of all documents."""
+    """What is learned, and windows of held-out text in order, which no arm learns from, of each source.
 
-    shards: Shards
+    judged: the windows that arms are compared on. bytes: of what is learned. sha256: of all documents.
+    """
+
+    sources: Sequence[Shards]
+    held_out: Sequence[Sequence[Batch]]
     judged: Sequence[Batch]
     bytes: int
     sha256: str
 
 
-def study_text(recipe: LabRecipe, folder: Path) -> StudyText:
+def rows_of(text: StudyText, arm: Arm, config: TrainingConfig) -> RowSource:
+    """What an arm learns from, in its order."""
+    if arm.lora is not None:
+        return RowSource([cut_rows(text.sources[-1], config)], Mixture(weights=(1,)), config)
+    weights = exponent_weights([len(shards) for shards in text.sources], arm.exponent)
+    return RowSource(
+        [cut_rows(shards, config) for shards in text.sources], Mixture(weights=integer_weights(weights)), config
+    )
+
+
+def study_text(recipe: LabRecipe, study: Study | None, folder: Path) -> StudyText:
     """Gather, split and encode, or find what an earlier sitting made of the same text.
 
+    Args:   study: None: the first source alone.
     Errors: BadData: too little text. FormatError, DiskFull.
     """
-    _, documents = first_kind(recipe.text)
-    learned, held_out = split_documents(documents, _HELD_OUT)
-    sha256 = _sha256(documents)
+    kinds = [first_kind(recipe.text)[1]]
+    if study is not None and study.sources > 1:
+        kinds.append(second_kind())
+    parts = [split_documents(documents, _HELD_OUT, minimum=_LEAST_HELD_OUT) for documents in kinds]
+    sha256 = _sha256(kinds)
     place = folder / f"text-{sha256[:12]}-{recipe.vocab_size}"
-    shards = [
-        _shards(place / name, part, learned, recipe) for name, part in (("learned", learned), ("held_out", held_out))
-    ]
-    judged = ordered_windows(shards[1], recipe.seq, recipe.batch, _JUDGED_WINDOWS)
-    if sum(len(batch.ids_BT) for batch in judged) < _FEWEST_WINDOWS:
+    tokenizer = _tokenizer(place / "tokenizer", parts[0][0], recipe.vocab_size)
+    sources, held_out = list[Shards](), list[list[Batch]]()
+    for number, (learned, judging) in enumerate(parts):
+        sources.append(_shards(place / f"learned-{number}", learned, tokenizer))
+        judged = _shards(place / f"held-out-{number}", judging, tokenizer)
+        held_out.append(ordered_windows(judged, recipe.seq, recipe.batch, _JUDGED_WINDOWS // len(parts)))
+    wanted = (0,) if study is None else study.judged
+    windows = [batch for number in wanted for batch in held_out[number]]
+    if sum(len(batch.ids_BT) for batch in windows) < _FEWEST_WINDOWS:
         raise BadData(
             f"held-out text: expected at least {_FEWEST_WINDOWS} windows of {recipe.seq} tokens", "give more text"
         )
-    return StudyText(shards=shards[0], judged=judged, bytes=shards[0].bytes, sha256=sha256)
+    return StudyText(
+        sources=sources, held_out=held_out, judged=windows, bytes=sum(shards.bytes for shards in sources), sha256=sha256
+    )
 
 
-def _shards(folder: Path, documents: Sequence[Document], learned: Sequence[Document], recipe: LabRecipe) -> Shards:
+def _tokenizer(folder: Path, documents: Sequence[Document], vocab_size: int) -> Tokenizer:
+    try:
+        return load_tokenizer(folder)
+    except FormatError:
+        learned = learn_tokenizer((document.text for document in documents), vocab_size)
+        with staged_folder(folder) as staged:
+            learned.save(staged)
+        return load_tokenizer(folder)
+
+
+def _shards(folder: Path, documents: Sequence[Document], tokenizer: Tokenizer) -> Shards:
     try:
         return open_shards(folder)
     except FormatError:
-        tokenizer = learn_tokenizer((document.text for document in learned), recipe.vocab_size)
         return build_shards(documents, tokenizer, folder)
 
 
-def _sha256(documents: Sequence[Document]) -> str:
+def _sha256(kinds: Sequence[Sequence[Document]]) -> str:
     digest = hashlib.sha256()
-    for document in documents:
-        digest.update(hashlib.sha256(document.text.encode()).digest())
+    for documents in kinds:
+        for document in documents:
+            digest.update(hashlib.sha256(document.text.encode()).digest())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
+from puna.adaptation.targets import relative_update as size_of_update
 from puna.model.attention import Attend
 from puna.model.batch import Batch
 from puna.model.block import Block, PostNormBlock
@@ -32,6 +33,7 @@ __all__ = [
     "gradient_norms",
     "nats_by_length",
     "norm_microseconds",
+    "relative_update",
     "score_statistics",
 ]
 
@@ -105,6 +107,11 @@ def norm_microseconds(model: Llama, batches: Sequence[Batch]) -> Measures:
         *batches[0].ids_BT.shape, model.config.dim, device=model.device, dtype=model.dtype, requires_grad=True
     )
     return {"norm_microseconds": 1e6 * _seconds(lambda: norm(x_BTD).sum().backward())}
+
+
+def relative_update(model: Llama, _batches: Sequence[Batch]) -> Measures:
+    """|dW| / |W| of all that an adapter stands beside."""
+    return {"relative_update": size_of_update(model)}
 
 
 def nats_by_length(*lengths: int) -> Probe:

@@ -7,6 +7,7 @@ from pathlib import Path
 from puna.arch.config import ModelConfig
 from puna.errors import UsageError
 from puna.lab.studies import find_study
+from puna.lab.study import Study
 
 __all__ = ["LabRecipe", "base_model"]
 
@@ -16,7 +17,7 @@ class LabRecipe:
     """A study and how much of it.
 
     seconds: for the whole study, all arms and seeds; the steps of an arm are what fits.
-    learning_rates: each is tried on the first seed, the best of an arm is kept.
+    learning_rates: each is tried on the first seed, the best of an arm is kept; empty: the study's own.
     text: a file or folder to learn from; None: the standard library of the Python that runs this.
     dim, n_layers: of the base model, whose heads are 32 wide and share key-value heads in threes or twos.
     least_steps: a study whose arms would take fewer is refused.
@@ -25,7 +26,7 @@ class LabRecipe:
     study: str
     seconds: float = 2400.0
     seeds: int = 3
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = ()
     text: Path | None = None
     batch: int = 8
     seq: int = 256
@@ -41,7 +42,7 @@ class LabRecipe:
         for name in ("seeds", "batch", "least_steps", "n_layers"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
+        if not all(0 < rate < math.inf for rate in self.learning_rates):
             raise UsageError(f"learning_rates: expected rates above 0, got {self.learning_rates}", "1e-3 is usual")
         if self.seq < 64 or self.seq % 4:
             raise UsageError(f"seq: expected a multiple of 4 from 64 on, got {self.seq}", "256 is usual")
@@ -51,6 +52,10 @@ class LabRecipe:
             )
         if self.vocab_size < 300:
             raise UsageError(f"vocab_size: expected at least 300, got {self.vocab_size}", "256 of them are the bytes")
+
+    def rates(self, study: Study) -> tuple[float, ...]:
+        """Those that are tried."""
+        return self.learning_rates or tuple(study.rates)
 
 
 def base_model(recipe: LabRecipe, vocab_size: int) -> ModelConfig:

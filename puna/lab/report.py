@@ -16,7 +16,8 @@ from puna.report.page import Figure, Section, Table
 
 __all__ = ["sentence", "study_rows", "write_study_report"]
 
-_BY_LAYER = "_by_layer"
+_BY_LAYER, _TOKENS_END = "_by_layer", "_by_tokens"
+_BY_TOKENS = ("nats_to", "attention_milliseconds")  # families of measures, one at each length
 _LISTED = (
     *("gradient_norm", "largest_gradient_norm", "update_norm", "score_variance", "attention_entropy", "dead_units"),
     "norm_microseconds",
@@ -32,6 +33,7 @@ def write_study_report(
         **_differences(lang, result),
         **_curves(lang, study, runs),
         **_by_layer(lang, study, result),
+        **_by_tokens(lang, study, result),
     }
     for name, figure in pictures.items():
         assert isinstance(figure.content, Chart)
@@ -150,6 +152,28 @@ def _by_layer(lang: str, study: Study, result: StudyResult) -> dict[str, Figure]
     return pictures
 
 
+def _by_tokens(lang: str, study: Study, result: StudyResult) -> dict[str, Figure]:
+    """What the study shows at several lengths, a line for each arm."""
+    pictures = {}
+    for family in _BY_TOKENS:
+        lengths = [int(name.rpartition("_")[2]) for name in study.shown if name.startswith(family)]
+        series = []
+        for arm in result.arms:
+            found = [(tokens, arm.measures.get(f"{family}_{tokens}")) for tokens in lengths]
+            points = [(tokens, value) for tokens, value in found if isinstance(value, float)]
+            if points:
+                series.append(Series(name=arm.name, x=[x for x, _ in points], y=[y for _, y in points]))
+        is_time = family == "attention_milliseconds"
+        across = Axis(label=label(lang, "lab.axis.tokens"), is_log=True)
+        up = Axis(label=label(lang, f"lab.axis.{family}"), is_log=is_time)
+        if series:
+            chart = LineChart(x=across, y=up, series=series)
+            pictures[f"{family}{_TOKENS_END}".replace("_", "-")] = Figure(
+                content=chart, caption=label(lang, f"lab.measured.{family}")
+            )
+    return pictures
+
+
 def _measures(lang: str, study: Study, result: StudyResult, pictures: Mapping[str, Figure]) -> Section:
     listed = (*_LISTED, *(name for name in study.shown if not name.endswith(_BY_LAYER)))
     rows = [
@@ -158,12 +182,13 @@ def _measures(lang: str, study: Study, result: StudyResult, pictures: Mapping[st
     ]  # fmt: skip
     columns = (label(lang, "lab.column.arm"), *(_measure_name(lang, name) for name in dict.fromkeys(listed)))
     table = Table(columns=columns, rows=rows, caption=label(lang, "lab.measures_caption"))
-    drawn = [figure for name, figure in pictures.items() if name.endswith(_BY_LAYER.replace("_", "-"))]
+    ends = tuple(end.replace("_", "-") for end in (_BY_LAYER, _TOKENS_END))
+    drawn = [figure for name, figure in pictures.items() if name.endswith(ends)]
     return Section(title=label(lang, "lab.measures"), items=(*drawn, table))
 
 
 def _measure_name(lang: str, name: str) -> str:
-    for family in ("nats_to", "attention_milliseconds"):
+    for family in _BY_TOKENS:
         if name.startswith(f"{family}_"):
             return label(lang, f"lab.measure.{family}", tokens=f"{int(name.rpartition('_')[2]):,}")
     return label(lang, f"lab.measure.{name}")

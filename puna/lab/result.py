@@ -21,7 +21,8 @@ __all__ = ["ArmResult", "StudyResult", "judged_arms"]
 class ArmResult:
     """One arm over its seeds.
 
-    validation_nats: mean over seeds; spread: standard deviation over them. rates: final nats of seed 0 at each rate tried.
+    parameters: what it learns. validation_nats: mean over seeds; spread: standard deviation over them.
+    rates: final nats of seed 0 at each rate tried.
     measures: means over seeds. comparison: with the arm that it differs from in one thing.
     """
 
@@ -54,9 +55,13 @@ class StudyResult:
 
 
 def judged_arms(
-    study: Study, runs: Mapping[str, Sequence[ArmRun]], tried: Mapping[str, Mapping[float, ArmRun]], recipe: LabRecipe
+    study: Study,
+    runs: Mapping[str, Sequence[ArmRun]],
+    tried: Mapping[str, Mapping[float, ArmRun]],
+    recipe: LabRecipe,
+    base: ArmRun | None = None,
 ) -> list[ArmResult]:
-    """Args: runs: of each arm, one a seed; tried: of each arm on seed 0, by rate."""
+    """Args: runs: of each arm, one a seed; tried: of each arm on seed 0, by rate. base: what adapters stand beside."""
     finished = [run for each in runs.values() for run in each if run.diverged is None]
     equal_seconds = min((run.seconds for run in finished), default=math.nan)
     results = []
@@ -74,7 +79,10 @@ def judged_arms(
                 spread=stdev(nats) if len(nats) > 1 and is_whole else math.nan,
                 steps=max(run.steps for run in mine),
                 tokens_per_second=sum(run.tokens for run in mine) / max(1e-9, math.fsum(run.seconds for run in mine)),
-                measures=_counted(arm, recipe) | _averaged(mine) | _at_equal_seconds(mine, equal_seconds),
+                measures=_counted(arm, recipe)
+                | _averaged(mine)
+                | _at_equal_seconds(mine, equal_seconds)
+                | _over(base, mine),
                 diverged=next((run.diverged for run in mine if run.diverged is not None), None),
                 comparison=None if arm.against is None else compare_arms(mine, runs[arm.against]),
             )
@@ -104,6 +112,21 @@ def _averaged(runs: Sequence[ArmRun]) -> Measures:
         else:
             found[name] = fmean(value for value in values if not isinstance(value, list))
     return found
+
+
+def _over(base: ArmRun | None, runs: Sequence[ArmRun]) -> Measures:
+    """What adapters gain on the second source and forget of the first, in nats."""
+    found = _averaged(runs)
+    if base is None or not found:
+        return {}
+    old, new = (_of_source(found, number) - _of_source(base.measures, number) for number in (1, 2))
+    return {"forgotten": old, "gained": -new}
+
+
+def _of_source(measures: Measures, number: int) -> float:
+    nats = measures[f"nats_of_source_{number}"]
+    assert isinstance(nats, float)
+    return nats
 
 
 def _at_equal_seconds(runs: Sequence[ArmRun], seconds: float) -> Measures:

@@ -21,9 +21,11 @@ from puna.lab.report import write_study_report
 from puna.lab.result import StudyResult, judged_arms
 from puna.lab.schedule import Schedule, find_schedule
 from puna.lab.studies import find_study
-from puna.lab.study import Arm, Study
+from puna.lab.study import Arm, Study, build_arm
+from puna.model.llama import Llama
 from puna.report.numbers import human_seconds
 from puna.training.events import Observer
+from puna.weights.folder import save_folder
 
 __all__ = ["TrialEvent", "plan_study", "run_study"]
 
@@ -64,12 +66,13 @@ def run_study(
     with open_run(out, recipe, resume=True) as folder, stop_request() as stop:
         study, text, schedule = _prepared(recipe, out, place)
         tell(_described(study, recipe, schedule))
-        trials = _Trials(recipe, out / "runs", study, text, schedule, stop, place, observers, on_trial)
+        trials = _Trials(recipe, out, study, text, schedule, stop, place, observers, on_trial)
+        base = trials.base()
         tried = {arm.name: trials.at_each_rate(arm) for arm in study.arms}
         runs = {arm.name: trials.at_each_seed(arm, tried[arm.name]) for arm in study.arms}
         result = StudyResult(
             study=study.name,
-            arms=judged_arms(study, runs, tried, recipe),
+            arms=judged_arms(study, runs, tried, recipe, base),
             seeds=recipe.seeds,
             steps=schedule.steps,
             tokens=schedule.steps * recipe.batch * recipe.seq,
@@ -83,8 +86,8 @@ def run_study(
 
 
 def _prepared(recipe: LabRecipe, out: Path, device: torch.device) -> tuple[Study, StudyText, Schedule]:
-    text = study_text(recipe, out)
-    study = find_study(recipe.study)(base_model(recipe, text.shards.vocab_size))
+    study = find_study(recipe.study)(base_model(recipe, recipe.vocab_size))
+    text = study_text(recipe, study, out)
     return study, text, find_schedule(out / "schedule.json", study, recipe, text, device)
 
 
@@ -112,22 +115,41 @@ class _Trials:
         )
         self._number = 0
 
+    def base(self) -> ArmRun | None:
+        """What adapters stand beside, trained once."""
+        if (arm := self._study.base) is None:
+            return None
+        rate = self._recipe.rates(self._study)[0]
+        if self._base is not None:
+            return self._run(arm, rate, 0)
+        model = build_arm(arm, 0, self._device)
+        run = self._run(arm, rate, 0, model)
+        save_folder(model, self._folder / "base")
+        return run
+
+    @property
+    def _base(self) -> Path | None:
+        place = self._folder / "base"
+        return place if place.is_dir() else None
+
     def at_each_rate(self, arm: Arm) -> dict[float, ArmRun]:
         """Seed 0 at every candidate."""
-        return {rate: self._run(arm, rate, 0) for rate in self._recipe.learning_rates}
+        return {rate: self._run(arm, rate, 0) for rate in self._recipe.rates(self._study)}
 
     def at_each_seed(self, arm: Arm, tried: dict[float, ArmRun]) -> list[ArmRun]:
         """One run a seed, at the best rate of seed 0."""
         rate = min(tried, key=lambda each: tried[each].nats)
         return [tried[rate], *(self._run(arm, rate, seed) for seed in range(1, self._recipe.seeds))]
 
-    def _run(self, arm: Arm, rate: float, seed: int) -> ArmRun:
-        path, self._number = self._folder / _file_name(arm, rate, seed), self._number + 1
-        if path.is_file():
+    def _run(self, arm: Arm, rate: float, seed: int, model: Llama | None = None) -> ArmRun:
+        path, self._number = self._folder / "runs" / _file_name(arm, rate, seed), self._number + 1
+        if model is None and path.is_file():
             return read_run(path)
         self._on_trial(TrialEvent(number=self._number, count=self._schedule.runs, arm=arm.name, rate=rate, seed=seed))
         config = training_config(arm, self._schedule.steps, rate, seed, batch=self._recipe.batch, seq=self._recipe.seq)
-        run = train_arm(arm, config, self._text, self._study.probes, self._stop, self._device, self._observers)
+        probes = self._study.probes if model is None else ()
+        model = build_arm(arm, seed, self._device, self._base) if model is None else model
+        run = train_arm(arm, config, self._text, probes, model, self._stop, self._observers)
         self._stop.raise_if_asked("finished trainings are kept", "the same command goes on")
         assert run is not None, "only a stop ends it without one"
         write_run(path, run)

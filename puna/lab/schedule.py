@@ -12,14 +12,11 @@ import torch
 from puna.errors import UsageError
 from puna.files import read_json, write_json
 from puna.lab.arm_run import training_config
-from puna.lab.data import StudyText
+from puna.lab.data import StudyText, rows_of
 from puna.lab.recipe import LabRecipe
 from puna.lab.study import Arm, Study, build_arm
 from puna.report.numbers import human_seconds
-from puna.text.mixture import Mixture
-from puna.training.batches import RowSource
 from puna.training.optimizer import build_optimizer
-from puna.training.rows import cut_rows
 from puna.training.step import train_step
 
 __all__ = ["Schedule", "find_schedule", "make_schedule"]
@@ -47,10 +44,12 @@ def make_schedule(study: Study, recipe: LabRecipe, text: StudyText, device: torc
     """
     began = time.monotonic()
     times = {arm.name: _step_seconds(arm, recipe, text, device) for arm in study.arms}
-    each = len(recipe.learning_rates) + recipe.seeds - 1
+    each = len(recipe.rates(study)) + recipe.seeds - 1
     judged = _FORWARD_SHARE * (len(text.judged) + _CURVE_BATCHES) + _PROBES_IN_STEPS
     fixed = each * judged * math.fsum(times.values()) + (time.monotonic() - began)
     per_step = each * math.fsum(arm.share * times[arm.name] for arm in study.arms)
+    if study.base is not None:
+        per_step += study.base.share * _step_seconds(study.base, recipe, text, device)
     steps = int((recipe.seconds - fixed) / per_step)
     if steps < recipe.least_steps:
         needed = fixed + recipe.least_steps * per_step
@@ -73,10 +72,10 @@ def find_schedule(path: Path, study: Study, recipe: LabRecipe, text: StudyText, 
 
 def _step_seconds(arm: Arm, recipe: LabRecipe, text: StudyText, device: torch.device) -> float:
     """The middle of a few steps, after the first."""
-    config = training_config(arm, _TIMED_STEPS, recipe.learning_rates[0], 0, batch=recipe.batch, seq=recipe.seq)
+    config = training_config(arm, _TIMED_STEPS, 1e-3, 0, batch=recipe.batch, seq=recipe.seq)
     model = build_arm(arm, 0, device)
     optimizer = build_optimizer(model, config)
-    source = RowSource([cut_rows(text.shards, config)], Mixture(weights=(1,)), config)
+    source = rows_of(text, arm, config)
     times = []
     for step in range(1 + _TIMED_STEPS):
         began = time.monotonic()

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from puna.arch.attention_pattern import Blocks, Hybrid, SlidingWindow
 from puna.arch.config import ModelConfig
+from puna.arch.modules import LINEARS
 from puna.errors import unknown_name
 from puna.lab.probes import (
     attention_milliseconds,
@@ -16,14 +17,17 @@ from puna.lab.probes import (
     gradient_norms,
     nats_by_length,
     norm_microseconds,
+    relative_update,
     score_statistics,
 )
 from puna.lab.study import Arm, Study, StudyMaker, with_parameters
+from puna.model.linears.adapter import LoraSettings
 from puna.planning.compute import forward_flops
 from puna.planning.counting import parameter_count
 
 __all__ = ["STUDIES", "find_study"]
 
+_OF_SOURCES = ("nats_of_source_1", "nats_of_source_2")
 _PROBES = (gradient_norms, score_statistics, dead_units, norm_microseconds)
 
 
@@ -197,6 +201,43 @@ def _low_rank(base: ModelConfig) -> Study:
     return Study(name="low-rank", arms=arms, probes=_PROBES, shown=("gradient_norm_by_layer",))
 
 
+def _mixture(base: ModelConfig) -> Study:
+    """A large source, code, and a small one, prose, sharing the tokens by their size to a power; judged on both alike."""
+    arms = [
+        Arm(
+            name=f"exponent {exponent:g}",
+            model=base,
+            exponent=exponent,
+            against=None if exponent == 1 else "exponent 1",
+        )
+        for exponent in (1.0, 0.7, 0.5, 0.3, 0.0)
+    ]
+    return Study(name="mixture", arms=arms, probes=_PROBES, shown=_OF_SOURCES, sources=2, judged=(0, 1))
+
+
+def _lora(base: ModelConfig) -> Study:
+    """Adapters beside one base that learned code, taught prose: what they gain there, and what they forget of code."""
+    large = min(64, base.kv_dim)  # of which no matrix has fewer
+    arms = [_adapted(base, f"rank {rank}", rank, 2.0, None if rank == 16 else "rank 16") for rank in (16, 4, large)]
+    arms += [_adapted(base, f"rank 16, alpha = {ratio:g} r", 16, ratio, "rank 16") for ratio in (0.5, 1.0, 4.0)]
+    for rank in (4, large):
+        arms.append(_adapted(base, f"rank {rank}, stabilised", rank, 2.0, f"rank {rank}", stabilised=True))
+    first = Arm(name="base", model=base, share=6.0, exponent=8.0)
+    return Study(
+        name="lora", arms=arms, probes=(relative_update,), shown=("gained", "forgotten", "relative_update"), sources=2,
+        judged=(1,), base=first, rates=(1e-3, 3e-3, 1e-2),
+    )  # fmt: skip
+
+
+def _adapted(
+    base: ModelConfig, name: str, rank: int, ratio: float, against: str | None, *, stabilised: bool = False
+) -> Arm:
+    """alpha = ratio times rank, the same scale at every rank; stabilised: the alpha that gives it at rank 16, over the root."""
+    alpha = ratio * (4 if stabilised else rank)
+    lora = LoraSettings(rank=rank, alpha=alpha, targets=LINEARS, rank_stabilized=stabilised)
+    return Arm(name=name, model=base, against=against, lora=lora, training={"weight_decay": 0.0})
+
+
 STUDIES: Mapping[str, StudyMaker] = MappingProxyType({
     "ladder": _ladder,
     "norms": _norms,
@@ -210,6 +251,8 @@ STUDIES: Mapping[str, StudyMaker] = MappingProxyType({
     "optimizer": _optimizer,
     "precision": _precision,
     "low-rank": _low_rank,
+    "mixture": _mixture,
+    "lora": _lora,
 })  # fmt: skip
 
 

@@ -3,19 +3,23 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from puna.adaptation.targets import attach
 from puna.arch.config import ModelConfig
 from puna.arch.modules import linear_shapes
 from puna.compression.allocation import uniform_ranks
 from puna.lab.probes import Probe
 from puna.model.init import initialise
+from puna.model.linears.adapter import LoraSettings
 from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear, replace_linear
-from puna.planning.counting import parameter_count
+from puna.planning.counting import lora_parameters, parameter_count
+from puna.weights.loading import load_llama
 
 __all__ = ["Arm", "Study", "StudyMaker", "build_arm", "with_parameters"]
 
@@ -31,6 +35,8 @@ class Arm:
     share:    of the study's steps, where arms are matched in FLOPs instead of steps.
     keep:     below 1 each Linear of a layer is built as two factors with this share of its numbers.
     weights:  the type in which weights, gradients and moments are kept.
+    exponent: sources share the tokens in proportion to their size to this power.
+    lora:     an adapter beside the study's trained base is learned, on the last source alone.
     """
 
     name: str
@@ -40,10 +46,14 @@ class Arm:
     share: float = 1.0
     keep: float = 1.0
     weights: Literal["float32", "bfloat16"] = "float32"
+    exponent: float = 1.0
+    lora: LoraSettings | None = None
 
     @property
     def parameters(self) -> int:
         """What it learns."""
+        if self.lora is not None:
+            return lora_parameters(self.model, self.lora.rank, self.lora.targets)
         shapes = linear_shapes(self.model)
         ranks = uniform_ranks(self.model, self.keep) if self.keep < 1 else {}
         saved = sum(math.prod(shapes[name]) - rank * sum(shapes[name]) for name, rank in _by_name(ranks))
@@ -52,12 +62,21 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """Arms, and what is measured of each beside its loss. shown: measures that its report draws or lists, by name."""
+    """Arms, and what is measured of each beside its loss.
+
+    shown:   measures that its report draws or lists, by name.
+    sources: kinds of text: one, or the language reference beside it. judged: those of them that arms are compared on.
+    base:    what is trained first, once, for adapters to stand beside. rates: candidates, unless the recipe names some.
+    """
 
     name: str
     arms: Sequence[Arm]
     probes: Sequence[Probe]
     shown: Sequence[str]
+    sources: Literal[1, 2] = 1
+    judged: Sequence[int] = (0,)
+    base: Arm | None = None
+    rates: Sequence[float] = (1e-3, 3e-3)
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -73,9 +92,13 @@ StudyMaker = Callable[[ModelConfig], Study]
 """From the base model, a small Llama, to the study."""
 
 
-def build_arm(arm: Arm, seed: int, device: torch.device) -> Llama:
-    """Its model before the first step, the same on every device."""
+def build_arm(arm: Arm, seed: int, device: torch.device, base: Path | None = None) -> Llama:
+    """Its model before the first step, the same on every device. Args: base: the trained one; None: fresh weights stand in."""
     model = Llama(arm.model)
+    if arm.lora is not None:
+        model = initialise(model, seed) if base is None else load_llama(base)
+        attach(model, arm.lora, seed)
+        return model.to(device)
     if arm.keep < 1:
         for path, rank in uniform_ranks(arm.model, arm.keep).items():
             dense = get_linear(model, path)

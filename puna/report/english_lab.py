@@ -23,6 +23,8 @@ ENGLISH_LAB = {
     "lab.title.optimizer": "AdamW or Muon?",
     "lab.title.precision": "Products in float32 or bfloat16?",
     "lab.title.low-rank": "Low rank from the first step on, or dense?",
+    "lab.title.mixture": "How should sources of unequal size share the tokens?",
+    "lab.title.lora": "Which rank and which alpha?",
     "lab.verdicts": "What was found",
     "lab.verdicts_words": "Every arm has as many parameters as the one it is compared with, unless its size is the "
     "question, and reads the same tokens in the same order. An arm is called better or worse only where its 95 % "
@@ -58,6 +60,11 @@ ENGLISH_LAB = {
     "lab.axis.steps": "steps",
     "lab.axis.seconds": "seconds of training",
     "lab.axis.layer": "layer",
+    "lab.axis.tokens": "tokens in a row",
+    "lab.axis.nats_to": "nats per token",
+    "lab.axis.attention_milliseconds": "milliseconds",
+    "lab.measured.nats_to": "Held-out nats of the tokens between one length and the next; training ended at the second.",
+    "lab.measured.attention_milliseconds": "Attention alone, forward and backward, against the row's length; logarithmic scales.",
     "lab.measures": "What was measured beside the loss",
     "lab.measures_caption": "Means over seeds.",
     "lab.measure.gradient_norm_by_layer": "gradient norm",
@@ -83,5 +90,10 @@ ENGLISH_LAB = {
     "lab.measure.attended_share": "Pairs attended",
     "lab.measure.nats_to": "Nats up to {tokens} tokens",
     "lab.measure.attention_milliseconds": "Attention at {tokens}, ms",
+    "lab.measure.nats_of_source_1": "Nats of code",
+    "lab.measure.nats_of_source_2": "Nats of prose",
+    "lab.measure.relative_update": "|dW| / |W|",
+    "lab.measure.gained": "Gained, nats of prose",
+    "lab.measure.forgotten": "Forgotten, nats of code",
     "lab.slides": "Every chart of this page is an SVG file of its own in `{folder}`, for a slide.",
 }

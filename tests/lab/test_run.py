@@ -10,11 +10,16 @@ from xml.etree import ElementTree
 import pytest
 
 from puna.errors import CheckpointMismatch, Interrupted, UsageError
+from puna.lab import data
 from puna.lab import run as lab_run
-from puna.lab.arm_run import ArmRun, read_run, write_run
+from puna.lab.arm_run import ArmRun, read_run, training_config, write_run
+from puna.lab.recipe import base_model
 from puna.lab.run import plan_study, run_study
+from puna.lab.studies import STUDIES
 from puna.lab.study import Arm, Study
+from puna.text.corpus import Document
 from puna.training.events import StepEvent
+from puna.weights.loading import load_llama
 from tests.pictures import draw_few
 
 
@@ -68,19 +73,54 @@ def test_the_report_says_what_was_found_and_every_chart_is_a_file(lab_recipe, fi
 
 
 def test_the_same_tokens_reach_every_arm_and_seeds_differ(lab_recipe, fixed_steps, tmp_path: Path, monkeypatch) -> None:
-    seen: dict[tuple[str, int], list[float]] = {}
+    seen: dict[tuple[int, str], list[int]] = {}
     original = lab_run.train_arm
 
     def spied(arm, config, text, *rest):
-        source_ids = text.shards.window(0, 8).tolist()
-        seen[arm.name, config.seed] = [config.budget.steps, config.batch, *source_ids]
+        (batch, *_) = data.rows_of(text, arm, config).batches(3)
+        seen[config.seed, arm.name] = batch.ids_BT.flatten().tolist()
         return original(arm, config, text, *rest)
 
     monkeypatch.setattr(lab_run, "train_arm", spied)
     run_study(lab_recipe(), tmp_path / "a")
-    assert len({tuple(each) for each in seen.values()}) == 1
+    assert len({tuple(ids) for (seed, _), ids in seen.items() if seed == 0}) == 1
+    assert len({tuple(ids) for ids in seen.values()}) == 2  # seeds
     runs = [read_run(path) for path in (tmp_path / "a" / "runs").iterdir()]
     assert len({run.nats for run in runs}) == len(runs)
+
+
+def test_adapters_stand_beside_one_base_that_is_trained_once(
+    lab_recipe, fixed_steps, tmp_path: Path, monkeypatch
+) -> None:
+    words = "what it is given " * 200
+    reference = tuple(Document(text=f"{number}: {words}", source="b", name=str(number)) for number in range(30))
+    monkeypatch.setattr(data, "second_kind", lambda: reference)
+    begun: list[lab_run.TrialEvent] = []
+    recipe = lab_recipe(study="lora", seeds=1, seconds=8.0)
+    result = run_study(recipe, tmp_path / "a", on_trial=begun.append)
+    assert [trial.arm for trial in begun].count("base") == 1
+    assert load_llama(tmp_path / "a" / "base").config.dim == recipe.dim
+    assert all(arm.measures["relative_update"] > 0 for arm in result.arms)
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "Forgotten, nats of code" in page
+    assert all(arm.measures["gained"] > -1 for arm in result.arms)
+    again: list[lab_run.TrialEvent] = []
+    run_study(recipe, tmp_path / "a", on_trial=again.append)
+    assert again == []
+
+
+def test_sources_share_the_tokens_by_their_size_to_the_exponent(lab_recipe, tmp_path: Path, monkeypatch) -> None:
+    small = tuple(Document(text=f"{number} " + "xyz " * 90, source="b", name=str(number)) for number in range(12))
+    monkeypatch.setattr(data, "second_kind", lambda: small)
+    recipe = lab_recipe(study="mixture")
+    study = STUDIES["mixture"](base_model(recipe, 300))
+    text = data.study_text(recipe, study, tmp_path)
+    sizes = [len(shards) for shards in text.sources]
+    for arm in study.arms:
+        rows = data.rows_of(text, arm, training_config(arm, 100, 1e-3, 0, batch=10, seq=64))
+        share = sum(rows.describe(step).count("source 1") for step in range(20)) / 200
+        parts = [size**arm.exponent for size in sizes]
+        assert share == pytest.approx(parts[1] / sum(parts), abs=0.02)
 
 
 def test_an_arm_that_diverges_is_kept_and_marked(lab_recipe, fixed_steps, tmp_path: Path, monkeypatch) -> None:
