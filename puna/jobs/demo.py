@@ -15,7 +15,7 @@ import numpy as np
 
 from puna.arch.modules import LINEARS
 from puna.arch.presets import find_preset
-from puna.errors import FormatError, UsageError
+from puna.errors import UsageError
 from puna.evaluation.perplexity import Likelihood, evaluate_text
 from puna.evaluation.unigram import byte_unigram_bits_per_byte, token_unigram_bits_per_byte
 from puna.files import lock_folder, remove_folder, staged_folder, sweep_stale, write_text
@@ -38,7 +38,7 @@ from puna.jobs.train_recipe import DataSource, TrainRecipe, resumed_recipe
 from puna.model.linears.adapter import LoraSettings
 from puna.text.corpus import Document
 from puna.tokens.learning import learn_tokenizer
-from puna.tokens.shards import Shards, build_shards, open_shards
+from puna.tokens.shards import Shards, shards_at
 from puna.tokens.streaming import TextStream
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
 from puna.training.config import Precision, TimeBudget, TrainingConfig
@@ -99,8 +99,8 @@ def demo(
         with clock.step("tokenizer"):
             tokenizer = _tokenizer(out / "tokenizer", parts.old)
         with clock.step("shards"):
-            shards = _shards(out / "shards" / "train", parts.old, tokenizer)
-            _shards(out / "shards" / "held_out", parts.old_held_out, tokenizer)
+            shards = shards_at(out / "shards" / "train", parts.old, tokenizer)
+            shards_at(out / "shards" / "held_out", parts.old_held_out, tokenizer)
         train_recipe = _train_recipe(recipe, out, tokenizer, shards)
         with clock.step("train"):
             trained = train(train_recipe, out / "train", resume=True, observers=observers)
@@ -199,13 +199,6 @@ def _tokenizer(folder: Path, documents: Sequence[Document]) -> Tokenizer:
         with staged_folder(folder) as temporary:
             learned.save(temporary)
     return load_tokenizer(folder)
-
-
-def _shards(folder: Path, documents: Sequence[Document], tokenizer: Tokenizer) -> Shards:
-    try:
-        return open_shards(folder)
-    except FormatError:
-        return build_shards(documents, tokenizer, folder)
 
 
 def _train_recipe(recipe: DemoRecipe, out: Path, tokenizer: Tokenizer, shards: Shards) -> TrainRecipe:

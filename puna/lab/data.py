@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.errors import BadData, FormatError
+from puna.errors import BadData
 from puna.files import staged_folder
 from puna.jobs.demo_text import first_kind, second_kind
 from puna.lab.recipe import LabRecipe
@@ -14,7 +14,7 @@ from puna.model.batch import Batch
 from puna.text.corpus import Document, split_documents
 from puna.text.mixture import Mixture, exponent_weights, integer_weights
 from puna.tokens.learning import learn_tokenizer
-from puna.tokens.shards import Shards, build_shards, open_shards
+from puna.tokens.shards import Shards, shards_at
 from puna.tokens.tokenizer import Tokenizer, load_tokenizer
 from puna.training.batches import RowSource, ordered_windows
 from puna.training.config import TrainingConfig
@@ -65,8 +65,8 @@ def study_text(recipe: LabRecipe, study: Study | None, folder: Path) -> StudyTex
     tokenizer = _tokenizer(place / "tokenizer", parts[0][0], recipe.vocab_size)
     sources, held_out = list[Shards](), list[list[Batch]]()
     for number, (learned, judging) in enumerate(parts):
-        sources.append(_shards(place / f"learned-{number}", learned, tokenizer))
-        judged = _shards(place / f"held-out-{number}", judging, tokenizer)
+        sources.append(shards_at(place / f"learned-{number}", learned, tokenizer))
+        judged = shards_at(place / f"held-out-{number}", judging, tokenizer)
         held_out.append(ordered_windows(judged, recipe.seq, recipe.batch, _JUDGED_WINDOWS // len(parts)))
     wanted = (0,) if study is None else study.judged
     windows = [batch for number in wanted for batch in held_out[number]]
@@ -80,20 +80,12 @@ def study_text(recipe: LabRecipe, study: Study | None, folder: Path) -> StudyTex
 
 
 def _tokenizer(folder: Path, documents: Sequence[Document], vocab_size: int) -> Tokenizer:
-    try:
-        return load_tokenizer(folder)
-    except FormatError:
+    """Learned from the documents, or read back as an earlier sitting learned it."""
+    if not folder.exists():
         learned = learn_tokenizer((document.text for document in documents), vocab_size)
         with staged_folder(folder) as staged:
             learned.save(staged)
-        return load_tokenizer(folder)
-
-
-def _shards(folder: Path, documents: Sequence[Document], tokenizer: Tokenizer) -> Shards:
-    try:
-        return open_shards(folder)
-    except FormatError:
-        return build_shards(documents, tokenizer, folder)
+    return load_tokenizer(folder)
 
 
 def _sha256(kinds: Sequence[Sequence[Document]]) -> str:

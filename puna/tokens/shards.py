@@ -18,7 +18,7 @@ from puna.text.corpus import Document
 from puna.tokens.shard_writer import ENDS, TOKENS, ShardWriter
 from puna.tokens.tokenizer import Tokenizer
 
-__all__ = ["Shards", "build_shards", "open_shards"]
+__all__ = ["Shards", "build_shards", "open_shards", "shards_at"]
 
 SCHEMA = 1
 SIDECAR, TOKENIZER = "shards.json", "tokenizer"
@@ -82,6 +82,14 @@ def build_shards(
         with resumable_folder(folder) as (staged, journal):
             _fill(staged, documents, tokenizer, journal, inputs)
     return open_shards(folder)
+
+
+def shards_at(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> Shards:
+    """The shards of a folder, or where none are there yet, or damaged ones, those of the documents. Errors: as build_shards."""
+    try:
+        return open_shards(folder)
+    except FormatError:
+        return build_shards(documents, tokenizer, folder)
 
 
 def _fill(
