@@ -19,7 +19,7 @@ from puna.errors import BadData, NonFiniteLoss, UsageError
 from puna.evaluation.perplexity import Likelihood
 from puna.model.llama import Llama
 
-__all__ = ["Agreement", "Difference", "added_nats", "compare", "compare_logits", "logits_of"]
+__all__ = ["Agreement", "Difference", "added_nats", "compare", "compare_logits", "logits_of", "student_t"]
 
 _CHUNK_LOGITS = 1 << 21
 _FEWEST_WINDOWS = 3  # fewer leave the interval without meaning: Student's t at 95 % is 12.7 for two windows
@@ -71,7 +71,7 @@ def added_nats(before: Likelihood, after: Likelihood) -> Difference:
     mean = math.fsum(gains) / tokens
     squares = math.fsum((gain - mean * n) ** 2 for gain, n in zip(gains, before.window_tokens, strict=True))
     error = math.sqrt(squares * windows / (windows - 1)) / tokens
-    reach = _student_t(windows - 1) * error
+    reach = student_t(windows - 1) * error
     return Difference(mean=mean, standard_error=error, low=mean - reach, high=mean + reach)
 
 
@@ -118,7 +118,7 @@ def compare(first_CV: Iterable[Tensor], second_CV: Iterable[Tensor]) -> Agreemen
     )
 
 
-def _student_t(freedom: int) -> float:
+def student_t(freedom: float) -> float:
     """The two-sided 95 % point of Student's t, within 1 % from 2 degrees of freedom, 0.1 % from 4.
 
     Source: Abramowitz & Stegun 1964, 26.7.5, the expansion about the normal distribution.

@@ -1,10 +1,12 @@
 """Which arm is better, and whether that can be said.
 
     d_i = nats of window i in an arm less those in the other, of one seed, averaged over seeds
-    se^2 = se_windows^2 + sd_seeds^2 / seeds
+    se^2 = se_windows^2 + se_seeds^2,   se_seeds = sd over seeds / sqrt(seeds)
+    interval = mean +- t(freedom) se,   freedom = se^4 / (se_windows^4 / (windows - 1) + se_seeds^4 / (seeds - 1))
 
-The first part is that of the windows (evaluation/agreement.py), the second what another seed would change. A verdict needs an
-interval without zero and all seeds on one side of it.
+The first part is what other windows would change (evaluation/agreement.py), the second what other seeds would. A verdict needs
+an interval without zero and all seeds on one side of it. With one seed the interval holds the windows alone.
+Source: Welch 1947, Biometrika 34, with Satterthwaite's degrees of freedom.
 """
 
 import math
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from puna.evaluation.agreement import added_nats
+from puna.evaluation.agreement import added_nats, student_t
 from puna.evaluation.perplexity import Likelihood
 from puna.lab.arm_run import ArmRun
 
@@ -44,14 +46,21 @@ def compare_arms(mine: Sequence[ArmRun], others: Sequence[ArmRun]) -> Comparison
         return Comparison(**named, by_seed=(), added_nats=math.nan, low=math.nan, high=math.nan, verdict=verdict)
     by_seed = tuple(added_nats(other.likelihood, run.likelihood).mean for run, other in pairs)
     found = added_nats(_mean([other for _, other in pairs]), _mean([run for run, _ in pairs]))
-    reach = found.high - found.mean
-    if len(by_seed) > 1 and found.standard_error > 0:
-        of_seeds = stdev(by_seed) / math.sqrt(len(by_seed))
-        reach *= math.hypot(found.standard_error, of_seeds) / found.standard_error
+    reach = _reach(found.standard_error, len(pairs[0][0].window_nats), by_seed)
     low, high = found.mean - reach, found.mean + reach
     return Comparison(
         **named, by_seed=by_seed, added_nats=found.mean, low=low, high=high, verdict=_verdict(low, high, by_seed)
     )
+
+
+def _reach(of_windows: float, windows: int, by_seed: Sequence[float]) -> float:
+    """Half of the interval."""
+    of_seeds = stdev(by_seed) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else 0.0
+    whole = of_windows**2 + of_seeds**2
+    if whole == 0:
+        return 0.0
+    freedom = whole**2 / (of_windows**4 / (windows - 1) + of_seeds**4 / max(1, len(by_seed) - 1))
+    return student_t(freedom) * math.sqrt(whole)
 
 
 def _mean(runs: Sequence[ArmRun]) -> Likelihood:

@@ -14,7 +14,7 @@ from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_count, human_number, human_percent, human_seconds
 from puna.report.page import Figure, Section, Table
 
-__all__ = ["sentence", "study_rows", "write_study_report"]
+__all__ = ["measure_rows", "sentence", "study_rows", "write_study_report"]
 
 _BY_LAYER, _TOKENS_END = "_by_layer", "_by_tokens"
 _BY_TOKENS = ("nats_to", "attention_milliseconds")  # families of measures, one at each length
@@ -22,7 +22,7 @@ _LISTED = (
     *("gradient_norm", "largest_gradient_norm", "update_norm", "score_variance", "attention_entropy", "dead_units"),
     "norm_microseconds",
 )
-_SHARES = ("dead_units", "attended_share", "attention_entropy")
+_SHARES = ("norm_share_of_step", "dead_units", "attended_share", "attention_entropy")
 
 
 def write_study_report(
@@ -174,13 +174,16 @@ def _by_tokens(lang: str, study: Study, result: StudyResult) -> dict[str, Figure
     return pictures
 
 
+def measure_rows(study: Study, result: StudyResult, lang: str = "en") -> tuple[list[str], list[list[str]]]:
+    """What was measured beside the loss: columns, and a row for each arm. Left out is what no arm has."""
+    wanted = dict.fromkeys((*_LISTED, *(name for name in study.shown if not name.endswith(_BY_LAYER))))
+    there = [name for name in wanted if any(_measure(name, arm) for arm in result.arms)]
+    columns = [label(lang, "lab.column.arm"), *(_measure_name(lang, name) for name in there)]
+    return columns, [[arm.name, *(_measure(name, arm) for name in there)] for arm in result.arms]
+
+
 def _measures(lang: str, study: Study, result: StudyResult, pictures: Mapping[str, Figure]) -> Section:
-    listed = (*_LISTED, *(name for name in study.shown if not name.endswith(_BY_LAYER)))
-    rows = [
-        (arm.name, *(_measure(name, arm) for name in dict.fromkeys(listed)))
-        for arm in result.arms
-    ]  # fmt: skip
-    columns = (label(lang, "lab.column.arm"), *(_measure_name(lang, name) for name in dict.fromkeys(listed)))
+    columns, rows = measure_rows(study, result, lang)
     table = Table(columns=columns, rows=rows, caption=label(lang, "lab.measures_caption"))
     ends = tuple(end.replace("_", "-") for end in (_BY_LAYER, _TOKENS_END))
     drawn = [figure for name, figure in pictures.items() if name.endswith(ends)]

@@ -82,6 +82,7 @@ def judged_arms(
                 measures=_counted(arm, recipe)
                 | _averaged(mine)
                 | _at_equal_seconds(mine, equal_seconds)
+                | _norm_share(arm, mine)
                 | _over(base, mine),
                 diverged=next((run.diverged for run in mine if run.diverged is not None), None),
                 comparison=None if arm.against is None else compare_arms(mine, runs[arm.against]),
@@ -112,6 +113,16 @@ def _averaged(runs: Sequence[ArmRun]) -> Measures:
         else:
             found[name] = fmean(value for value in values if not isinstance(value, list))
     return found
+
+
+def _norm_share(arm: Arm, runs: Sequence[ArmRun]) -> Measures:
+    """What all norms of the model take, forward and backward, of the time of a step."""
+    microseconds, config = _averaged(runs).get("norm_microseconds"), arm.model
+    if not isinstance(microseconds, float):
+        return {}
+    norms = len(config.norm_names) * config.n_layers + (config.norm_placement == "pre")
+    step_seconds = math.fsum(run.seconds for run in runs) / max(1, sum(run.steps for run in runs))
+    return {"norm_share_of_step": 1e-6 * microseconds * norms / step_seconds}
 
 
 def _over(base: ArmRun | None, runs: Sequence[ArmRun]) -> Measures:

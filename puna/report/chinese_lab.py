@@ -88,5 +88,6 @@ CHINESE_LAB = {
     "lab.measure.relative_update": "|dW| / |W|",
     "lab.measure.gained": "散文上赢得的奈特",
     "lab.measure.forgotten": "代码上忘掉的奈特",
+    "lab.measure.norm_share_of_step": "归一化占一步的比例",
     "lab.slides": "本页每幅图都在 `{folder}` 中另存为一个 SVG 文件，可用于幻灯片。",
 }

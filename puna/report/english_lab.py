@@ -95,5 +95,6 @@ ENGLISH_LAB = {
     "lab.measure.relative_update": "|dW| / |W|",
     "lab.measure.gained": "Gained, nats of prose",
     "lab.measure.forgotten": "Forgotten, nats of code",
+    "lab.measure.norm_share_of_step": "Norms, share of a step",
     "lab.slides": "Every chart of this page is an SVG file of its own in `{folder}`, for a slide.",
 }
