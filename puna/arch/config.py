@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Literal, get_args, get_origin
 
 from puna.arch.attention_pattern import AttentionPattern, Causal, LayerPattern
 from puna.arch.rope_scaling import NoScaling, RopeScaling
 from puna.arch.variants import GATED, NORM_VECTORS, FeedForwardKind, NormKind, Placement, PositionKind, ScoreScale
-from puna.errors import UsageError
+from puna.errors import UsageError, unknown_name
 
 __all__ = ["ModelConfig"]
 
@@ -48,6 +49,13 @@ class ModelConfig:
                 raise UsageError(
                     f"model.{item.name}: expected at least 1, got {value}", "every size is a positive whole number"
                 )
+            if get_origin(item.type) is Literal and value not in get_args(item.type):
+                raise unknown_name(f"value of model.{item.name}", str(value), get_args(item.type))
+        if self.position != "rope" and not isinstance(self.rope_scaling, NoScaling):
+            raise UsageError(
+                f"model.rope_scaling: expected none with positions of kind {self.position}, got {self.rope_scaling.kind}",
+                "only rotary positions are scaled",
+            )
         if self.n_heads % self.n_kv_heads:
             raise UsageError(
                 f"model.n_kv_heads: expected a divisor of n_heads = {self.n_heads}, got {self.n_kv_heads}",
@@ -116,6 +124,14 @@ class ModelConfig:
     def score_factor(self) -> float:
         """What q k^T is multiplied by."""
         return {"1/sqrt": self.head_dim**-0.5, "1": 1.0, "1/d": 1 / self.head_dim}[self.score_scale]
+
+    def require_llama(self, place: object) -> None:
+        """Errors: UsageError: a variant for study, which adapters, rounding and compression do not know. Args: place: for it."""
+        if self.altered_parts:
+            raise UsageError(
+                f"{place}: expected a Llama, got a variant: {', '.join(self.altered_parts)}",
+                "train, evaluate and generate take variants; only a Llama is adapted, merged, rounded, mapped or compressed",
+            )
 
     def is_biased(self, linear: str) -> bool:
         """Whether a Linear of this name adds a bias."""

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from puna.errors import PunaError
 from puna.report.numbers import human_bytes
@@ -18,10 +20,18 @@ _PLAIN_EVERY_SECONDS = 5.0
 
 def print_json(result: object, error: PunaError | None = None) -> None:
     """One JSON object on stdout: exactly the fields of the result, and `error` where a check answered no."""
-    fields = dataclasses.asdict(result)  # type: ignore[call-overload]
-    print(
-        json.dumps(fields if error is None else {**fields, "error": error.facts()}, ensure_ascii=False, default=_plain)
-    )
+    fields = _finite(dataclasses.asdict(result))  # type: ignore[call-overload]
+    whole = fields if error is None else {**fields, "error": error.facts()}
+    print(json.dumps(whole, ensure_ascii=False, default=_plain, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities are no JSON: null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

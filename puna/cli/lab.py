@@ -1,6 +1,6 @@
 """`puna lab`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +58,13 @@ def lab(
     from puna.jobs.machine import use_threads
 
     use_threads(threads)
-    if study is None:
-        _list_studies(is_json=json)
-        return
     rates = None if learning_rate is None else [learning_rate]
     given = {"seconds": seconds, "seeds": seeds, "text": None if text is None else str(text), "batch": batch, "seq": seq,
              "learning_rates": rates}  # fmt: skip
+    if study is None:
+        named = [name for name, value in {**given, "out": out, "recipe": recipes.recipe}.items() if value is not None]
+        _list_studies([*named, *(["set"] if recipes.settings else []), *(["json"] if json else [])])
+        return
     _run(study, given, out, recipes, device, is_dry=dry_run, is_json=json)
 
 
@@ -79,14 +80,18 @@ def _run(
 ) -> None:
     from puna.jobs.recipe import apply_settings, fill, read_recipe
     from puna.lab.recipe import LabRecipe
-    from puna.lab.run import TrialEvent, plan_study, run_study
+    from puna.lab.run import TrialEvent, plan_study, plan_words, run_study
 
     table = apply_settings({} if recipes.recipe is None else read_recipe(recipes.recipe), recipes.settings)
     flags = {name: value for name, value in given.items() if value is not None}
     recipe = fill(LabRecipe, {**table, **flags, "study": study})
     out = Path("runs") / f"lab-{study}" if out is None else out
     if is_dry:
-        print(plan_study(recipe, out, device))
+        plan = plan_study(recipe, out, device)
+        if is_json:
+            print_json(plan)
+        else:
+            print(plan_words(plan, recipe.seeds))
         return
 
     def begin(trial: TrialEvent) -> None:
@@ -111,9 +116,11 @@ def _print_result(result: "StudyResult") -> None:
     print(result.report)
 
 
-def _list_studies(*, is_json: bool) -> None:
+def _list_studies(named: Sequence[str]) -> None:
     from puna.lab.studies import STUDIES
 
-    if is_json:
-        raise UsageError("lab: expected a study with --json, got none", "puna lab lists the studies")
+    if named:
+        raise UsageError(
+            f"lab: expected a study beside --{named[0].replace('_', '-')}, got none", "puna lab lists them"
+        )
     print_table(("study", "the question"), [(name, label("en", f"lab.title.{name}")) for name in STUDIES])

@@ -15,7 +15,7 @@ from puna.jobs.adapt_recipe import AdaptRecipe, planned_settings
 from puna.jobs.adapt_report import AdaptResult, Change, adapt_rows, adapter_card, change_sections
 from puna.jobs.compressed import compressed_sizes
 from puna.jobs.fitting import ensure_fits
-from puna.jobs.load import LoadedModel, find_model, load, require_llama
+from puna.jobs.load import LoadedModel, find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import RunFolder, open_run, run_training, take_best
@@ -95,7 +95,7 @@ def planned_memory(recipe: AdaptRecipe, config: ModelConfig) -> Memory:
 def _ensure_fits(recipe: AdaptRecipe, device: torch.device, **given: Any) -> None:
     """Refuse a plan that is larger than the memory. Args: given: as for ensure_fits."""
     stored = read_stored(find_model(recipe.base))
-    require_llama(stored.model, recipe.base)
+    stored.model.require_llama(recipe.base)
     ensure_fits(stored.model, planned_settings(recipe, compressed_sizes(stored)), device, **given)
 
 

@@ -10,7 +10,7 @@ from puna.jobs.adapt_data import pack_data, preview
 from puna.jobs.adapt_recipe import AdaptRecipe, planned_settings
 from puna.jobs.compressed import compressed_sizes
 from puna.jobs.fitting import device_memory
-from puna.jobs.load import find_model, require_llama
+from puna.jobs.load import find_model
 from puna.jobs.machine import available_bytes, choose_device
 from puna.planning.counting import lora_parameters, parameter_count
 from puna.planning.memory import Memory
@@ -59,7 +59,7 @@ def dry_run(recipe: AdaptRecipe, device: str = "auto", *, anyway: bool = False) 
     Errors: UsageError: no tokenizer, rows beyond the context. BadData: nothing can be read.
     """
     header, place = read_header(find_model(recipe.base)), choose_device(device)
-    require_llama(header.config, recipe.base)
+    header.config.require_llama(recipe.base)
     tokenizer, config, training = tokenizer_of(header), header.config, recipe.training
     if tokenizer is None:
         raise UsageError(f"{recipe.base} has no tokenizer", "put the tokenizer's files beside the weights")

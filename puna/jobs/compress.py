@@ -28,7 +28,7 @@ from puna.jobs.factoring import Factored, factorise, usual_allocation
 from puna.jobs.healing import Healed, heal
 from puna.jobs.layerwise import LayerNotice, LayerObserver, Layerwise, is_layerwise, load_mapped
 from puna.jobs.levers import Judge, Lever, cache_bytes, levers_section
-from puna.jobs.load import LoadedModel, find_model, load, require_llama
+from puna.jobs.load import LoadedModel, find_model, load
 from puna.jobs.low_rank_report import (
     TableName,
     TableSpectrum,
@@ -135,7 +135,7 @@ def compress(
 def _source(recipe: CompressRecipe) -> Path:
     """The model to be made smaller. Errors: FormatError; UsageError: it is no Llama."""
     source = find_model(recipe.model)
-    require_llama(read_stored(source).model, source)
+    read_stored(source).model.require_llama(source)
     return source
 
 

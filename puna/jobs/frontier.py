@@ -48,7 +48,7 @@ from puna.jobs.frontier_result import (
     recommend,
 )
 from puna.jobs.frontier_training import trained_beside
-from puna.jobs.load import find_model, load, require_llama
+from puna.jobs.load import find_model, load
 from puna.jobs.machine import choose_device
 from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import open_run
@@ -148,7 +148,7 @@ def measure_frontier(
     """
     started, place = time.monotonic(), choose_device(device)
     source = find_model(recipe.model)
-    require_llama(read_stored(source).model, source)
+    read_stored(source).model.require_llama(source)
     with open_run(out, recipe, resume=True) as folder:
         peak = PeakMemory(place)
         loaded = load(source, device=place)

@@ -38,7 +38,6 @@ __all__ = [
     "is_adapter",
     "load",
     "load_adapter_for",
-    "require_llama",
     "unproven",
 ]
 
@@ -96,7 +95,7 @@ class LoadedModel(nn.Module):
         Raises: CheckpointMismatch: an adapter of another base. FormatError. What stood there is then back.
         """
         if path is not None:
-            require_llama(self.config, self._header.path)
+            self.config.require_llama(self._header.path)
         adapter = None if path is None else load_adapter_for(self._header, Path(path), self._base_sha256)
         before = detach(self.llama)
         if adapter is None:
@@ -122,15 +121,6 @@ class LoadedModel(nn.Module):
             raise unknown_name("setting", name, known)
         ids, sampler = self.tokenizer.encode(prompt, bos=True), Sampler(SamplingSettings(**settings))
         return generate(self.llama, self.tokenizer, ids, sampler, max_new_tokens=max_new_tokens, stop=stop)
-
-
-def require_llama(config: ModelConfig, path: str | Path) -> None:
-    """Errors: UsageError: a variant for study, which adapters and compression do not know."""
-    if config.altered_parts:
-        raise UsageError(
-            f"{path}: expected a Llama, got a variant: {', '.join(config.altered_parts)}",
-            "train, evaluate and generate take variants; only a Llama is adapted, merged or compressed",
-        )
 
 
 def load(
@@ -168,8 +158,8 @@ def load(
         notices.append(
             f"{path}: the model's settings end at ids {stored.eos_ids}, the tokenizer at {tokenizer.eos_ids}"
         )
-    if base in ("int8", "nf4"):
-        require_llama(header.config, path)
+    if base in ("bfloat16", "int8", "nf4") or mapped:
+        header.config.require_llama(path)
     dtype = _dtype(header, base, dtype)
     llama = load_llama(header, device, dtype, _rounding(base, dtype, mapped=mapped), mapped=mapped)
     if integer_products:

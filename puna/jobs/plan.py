@@ -165,6 +165,8 @@ def plan(
     results = []
     for model in several:
         name, config, generation, compressed = _read(model)
+        if isinstance(training, LoraTraining) or chosen in ("int8", "nf4"):
+            config.require_llama(name)
         settings = Settings(
             compressed=compressed,
             method=training,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import HEAD, LINEARS, parameter_count
+from puna.arch.modules import HEAD, linear_shapes, parameter_count
 from puna.arch.presets import PRESETS
 from puna.weights.headers import read_header
 from puna.weights.meta import MetaSettings
@@ -68,5 +68,5 @@ def show(path: str | Path, meta: MetaSettings | None = None) -> ShowResult:
 def _kinds(config: ModelConfig, linears: Sequence[LinearEntry]) -> dict[str, int]:
     """How many Linears are of each kind; what is not listed is dense."""
     kinds: Counter[str] = Counter(entry.kind for entry in linears for path in entry.paths if path != HEAD)
-    dense = config.n_layers * len(LINEARS) - kinds.total()
+    dense = config.n_layers * len(linear_shapes(config)) - kinds.total()
     return {"dense": dense, **kinds} if dense else dict(kinds)

@@ -73,11 +73,23 @@ class TrainRecipe:
                 f"training.seq: expected at most model.max_seq_len = {self.model.max_seq_len}, got {self.training.seq}",
                 "shorten --seq, or raise --set model.max_seq_len",
             )
-        if self.model.norm == "batch" and self.training.checkpoint_activations:
-            raise UsageError(
-                "training.checkpoint_activations: expected false with norms of kind batch, got true",
-                "a block formed again would measure each batch twice",
-            )
+        self._check_batch_norm()
+
+    def _check_batch_norm(self) -> None:
+        """Errors: UsageError: what would change the batch that such a norm measures."""
+        if self.model.norm != "batch":
+            return
+        training = self.training
+        for name, value, expected in (
+            ("checkpoint_activations", training.checkpoint_activations, False),
+            ("packing", training.packing, "contiguous"),
+            ("micro_batch", min(training.micro_batch, training.batch), training.batch),
+        ):
+            if value != expected:
+                raise UsageError(
+                    f"training.{name}: expected {expected} with norms of kind batch, got {value}",
+                    "it measures the tokens of a batch, all at once and each once",
+                )
 
 
 def train_recipe(

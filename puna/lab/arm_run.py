@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -12,10 +12,11 @@ from puna.errors import NonFiniteLoss
 from puna.evaluation.perplexity import Likelihood, evaluate_windows
 from puna.files import read_json, write_json
 from puna.jobs.signals import StopRequest
-from puna.lab.data import StudyText, rows_of
+from puna.lab.data import GROUP, StudyText, rows_of
 from puna.lab.probes import Measures, Probe
 from puna.lab.study import Arm
 from puna.model.llama import Llama
+from puna.model.norms import running_statistics
 from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.events import Event, HeldOut, Observer, StepEvent, ValidationEvent
@@ -24,7 +25,8 @@ from puna.training.optimizer import build_optimizer
 
 __all__ = ["ArmRun", "Point", "read_run", "train_arm", "training_config", "write_run"]
 
-_CURVE_POINTS, _CURVE_BATCHES = 12, 2
+_CURVE_POINTS, _CURVE_BATCHES = 12, 4
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,8 @@ class Point:
 class ArmRun:
     """What a training came to.
 
-    window_nats, window_tokens: of the judging text, by which arms are compared in pairs; empty where the run diverged.
+    window_nats, window_tokens: of groups of windows of the judging text, by which arms are compared in pairs; empty where the
+    run diverged. choosing_nats: per token of the other windows, by which a rate is chosen.
     diverged: why there is no model; None: there is one.
     """
 
@@ -52,6 +55,7 @@ class ArmRun:
     seconds: float
     window_nats: Sequence[float] = ()
     window_tokens: Sequence[int] = ()
+    choosing_nats: float = math.inf
     curve: Sequence[Point] = ()
     measures: Measures = field(default_factory=dict)
     diverged: str | None = None
@@ -95,7 +99,7 @@ def train_arm(
     """
     watch = _Watch(model, config)
     hooks = LoopHooks(
-        validate=lambda: HeldOut(nats=evaluate_windows(model, text.judged[:_CURVE_BATCHES]).nats_per_token),
+        validate=lambda: HeldOut(nats=evaluate_windows(model, text.choosing[:_CURVE_BATCHES]).nats_per_token),
         save=lambda _: None,
         should_stop=lambda: bool(stop),
     )
@@ -120,16 +124,26 @@ def train_arm(
     common = {"arm": arm.name, "rate": config.learning_rate, "seed": config.seed, **watch.facts()}
     if likelihood is None or diverged is not None:
         return ArmRun(**common, diverged=diverged)
+    choosing = evaluate_windows(model, text.choosing).nats_per_token
     measures = watch.measures() | _probed(model, text, probes)
     return ArmRun(
-        **common, window_nats=likelihood.window_nats, window_tokens=likelihood.window_tokens, measures=measures
-    )
+        **common, window_nats=_grouped(likelihood.window_nats), window_tokens=_grouped(likelihood.window_tokens),
+        choosing_nats=choosing, measures=measures,
+    )  # fmt: skip
+
+
+def _grouped(windows: Sequence[_Number]) -> tuple[_Number, ...]:
+    """Neighbouring windows are alike: their sums are the observations."""
+    return tuple(sum(windows[at : at + GROUP]) for at in range(0, len(windows), GROUP))
 
 
 def _probed(model: Llama, text: StudyText, probes: Sequence[Probe]) -> Measures:
     found: Measures = {}
+    measured = {name: kept.clone() for name, kept in running_statistics(model).items()}
     for probe in probes:
         found |= probe(model, text.judged)
+        for name, kept in running_statistics(model).items():
+            kept.copy_(measured[name])
     if len(text.held_out) > 1:
         for number, batches in enumerate(text.held_out, start=1):
             found[f"nats_of_source_{number}"] = evaluate_windows(model, batches).nats_per_token

@@ -20,22 +20,29 @@ from puna.training.batches import RowSource, ordered_windows
 from puna.training.config import TrainingConfig
 from puna.training.rows import cut_rows
 
-__all__ = ["StudyText", "rows_of", "study_text"]
+__all__ = ["GROUP", "StudyText", "rows_of", "study_text"]
 
-_JUDGED_WINDOWS, _FEWEST_WINDOWS = 128, 8
-_HELD_OUT, _LEAST_HELD_OUT = 0.04, 3
+GROUP = 4
+"""Windows that follow each other: neighbours are alike, so that a group counts as one observation."""
+
+_JUDGED_GROUPS, _CHOOSING_GROUPS, _FEWEST_GROUPS = 32, 8, 3
+_HELD_OUT, _LEAST_HELD_OUT, _SMALL_BYTES, _SMALL_HELD_OUT = 0.04, 4, 1 << 20, 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyText:
-    """What is learned, and windows of held-out text in order, which no arm learns from, of each source.
+    """What is learned, and windows of held-out text, which no arm learns from: groups of four that follow each other, spread
+    evenly over the text.
 
-    judged: the windows that arms are compared on. bytes: of what is learned. sha256: of all documents.
+    held_out: of each source, as many of each. judged: those that arms are compared on, a batch a group.
+    choosing: others of the same sources, by which rates are chosen and curves drawn.
+    bytes: of what is learned. sha256: of all documents.
     """
 
     sources: Sequence[Shards]
     held_out: Sequence[Sequence[Batch]]
     judged: Sequence[Batch]
+    choosing: Sequence[Batch]
     bytes: int
     sha256: str
 
@@ -59,24 +66,54 @@ def study_text(recipe: LabRecipe, study: Study | None, folder: Path) -> StudyTex
     kinds = [first_kind(recipe.text)[1]]
     if study is not None and study.sources > 1:
         kinds.append(second_kind())
-    parts = [split_documents(documents, _HELD_OUT, minimum=_LEAST_HELD_OUT) for documents in kinds]
+    parts = [split_documents(documents, _share(documents), minimum=_LEAST_HELD_OUT) for documents in kinds]
     sha256 = _sha256(kinds)
     place = folder / f"text-{sha256[:12]}-{recipe.vocab_size}"
     tokenizer = _tokenizer(place / "tokenizer", parts[0][0], recipe.vocab_size)
-    sources, held_out = list[Shards](), list[list[Batch]]()
-    for number, (learned, judging) in enumerate(parts):
-        sources.append(shards_at(place / f"learned-{number}", learned, tokenizer))
-        judged = shards_at(place / f"held-out-{number}", judging, tokenizer)
-        held_out.append(ordered_windows(judged, recipe.seq, recipe.batch, _JUDGED_WINDOWS // len(parts)))
+    sources = [shards_at(place / f"learned-{at}", part[0], tokenizer) for at, part in enumerate(parts)]
+    groups = [
+        _groups(shards_at(place / f"held-out-{at}", part[1], tokenizer), recipe.seq) for at, part in enumerate(parts)
+    ]
     wanted = (0,) if study is None else study.judged
-    windows = [batch for number in wanted for batch in held_out[number]]
-    if sum(len(batch.ids_BT) for batch in windows) < _FEWEST_WINDOWS:
-        raise BadData(
-            f"held-out text: expected at least {_FEWEST_WINDOWS} windows of {recipe.seq} tokens", "give more text"
-        )
+    count = min(_JUDGED_GROUPS // len(wanted), *(_judged_of(found) for found in groups))
+    held_out = [_spread(found[1::2], count) for found in groups]
     return StudyText(
-        sources=sources, held_out=held_out, judged=windows, bytes=sum(shards.bytes for shards in sources), sha256=sha256
+        sources=sources,
+        held_out=held_out,
+        judged=[group for at in wanted for group in held_out[at]],
+        choosing=[group for at in wanted for group in _spread(groups[at][0::2], _CHOOSING_GROUPS // len(wanted))],
+        bytes=sum(shards.bytes for shards in sources),
+        sha256=sha256,
     )
+
+
+def _share(documents: Sequence[Document]) -> float:
+    """Held out: more of a small text, so that there is enough to judge by."""
+    size = sum(len(document.text) for document in documents)
+    return _HELD_OUT if size > _SMALL_BYTES else _SMALL_HELD_OUT
+
+
+def _groups(held_out: Shards, seq: int) -> list[Batch]:
+    """Windows four by four, what is left over left out. Errors: BadData: too few."""
+    groups = [batch for batch in ordered_windows(held_out, seq, GROUP) if len(batch.ids_BT) == GROUP]
+    if len(groups) < 2 * _FEWEST_GROUPS:
+        needed = 2 * _FEWEST_GROUPS * GROUP
+        raise BadData(
+            f"held-out text: expected at least {needed} windows of {seq} tokens, got {len(groups) * GROUP}",
+            "give more text, or a smaller --seq",
+        )
+    return groups
+
+
+def _judged_of(groups: Sequence[Batch]) -> int:
+    """Every second group judges; those between choose."""
+    return len(groups) // 2
+
+
+def _spread(groups: Sequence[Batch], count: int) -> list[Batch]:
+    """So many of them, evenly."""
+    many = min(count, len(groups))
+    return [groups[at * len(groups) // many] for at in range(many)]
 
 
 def _tokenizer(folder: Path, documents: Sequence[Document], vocab_size: int) -> Tokenizer:

@@ -5,7 +5,7 @@
     interval = mean +- t(freedom) se,   freedom = se^4 / (se_windows^4 / (windows - 1) + se_seeds^4 / (seeds - 1))
 
 The first part is what other windows would change (evaluation/agreement.py), the second what other seeds would. A verdict needs
-an interval without zero and all seeds on one side of it. With one seed the interval holds the windows alone.
+an interval without zero, all seeds on one side of it, and three of them. With one the interval holds the windows alone.
 Source: Welch 1947, Biometrika 34, with Satterthwaite's degrees of freedom.
 """
 
@@ -19,9 +19,11 @@ from puna.evaluation.agreement import added_nats, student_t
 from puna.evaluation.perplexity import Likelihood
 from puna.lab.arm_run import ArmRun
 
-__all__ = ["Comparison", "Verdict", "compare_arms"]
+__all__ = ["FEWEST_SEEDS", "Comparison", "Verdict", "compare_arms"]
 
-Verdict = Literal["better", "worse", "not distinguishable", "diverged", "not comparable"]
+Verdict = Literal["better", "worse", "not distinguishable", "too few seeds", "diverged", "not comparable"]
+
+FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,8 @@ def _mean(runs: Sequence[ArmRun]) -> Likelihood:
 
 
 def _verdict(low: float, high: float, by_seed: Sequence[float]) -> Verdict:
+    if len(by_seed) < FEWEST_SEEDS:
+        return "too few seeds"
     if high < 0 and all(each < 0 for each in by_seed):
         return "better"
     if low > 0 and all(each > 0 for each in by_seed):

@@ -46,12 +46,23 @@ class LabRecipe:
             raise UsageError(f"learning_rates: expected rates above 0, got {self.learning_rates}", "1e-3 is usual")
         if self.seq < 64 or self.seq % 4:
             raise UsageError(f"seq: expected a multiple of 4 from 64 on, got {self.seq}", "256 is usual")
-        if self.dim % 64:
+        if self.dim % 64 or self.heads // 2 % max(1, self.kv_heads // 2):
             raise UsageError(
-                f"dim: expected a multiple of 64, got {self.dim}", "heads are 32 wide and some arms half as wide"
+                f"dim: expected 64, 128, 192, 256, 384 or another width whose heads can be halved, got {self.dim}",
+                "heads are 32 wide and share key-value heads in threes or twos; some arms are half as wide",
             )
         if self.vocab_size < 300:
             raise UsageError(f"vocab_size: expected at least 300, got {self.vocab_size}", "256 of them are the bytes")
+
+    @property
+    def heads(self) -> int:
+        """Of the base model, 32 wide each."""
+        return self.dim // 32
+
+    @property
+    def kv_heads(self) -> int:
+        """A third of them where that is whole, else half."""
+        return self.heads // 3 if self.heads % 3 == 0 else self.heads // 2
 
     def rates(self, study: Study) -> tuple[float, ...]:
         """Those that are tried."""
@@ -60,13 +71,12 @@ class LabRecipe:
 
 def base_model(recipe: LabRecipe, vocab_size: int) -> ModelConfig:
     """A small Llama whose context is four times the rows it is trained on. Args: vocab_size: the tokenizer's."""
-    heads = recipe.dim // 32
     return ModelConfig(
         vocab_size=vocab_size,
         dim=recipe.dim,
         n_layers=recipe.n_layers,
-        n_heads=heads,
-        n_kv_heads=heads // 3 if heads % 3 == 0 else heads // 2,
+        n_heads=recipe.heads,
+        n_kv_heads=recipe.kv_heads,
         head_dim=32,
         ffn_dim=8 * recipe.dim // 3,
         max_seq_len=4 * recipe.seq,

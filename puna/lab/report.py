@@ -26,12 +26,20 @@ _SHARES = ("norm_share_of_step", "dead_units", "attended_share", "attention_entr
 
 
 def write_study_report(
-    folder: RunFolder, study: Study, result: StudyResult, runs: Mapping[str, Sequence[ArmRun]], lang: str = "en"
+    folder: RunFolder,
+    study: Study,
+    result: StudyResult,
+    runs: Mapping[str, Sequence[ArmRun]],
+    step_seconds: Mapping[str, float],
+    lang: str = "en",
 ) -> None:
-    """Write report.html and, for each of its charts, an SVG file in charts/. Errors: DiskFull."""
+    """Write report.html and, for each of its charts, an SVG file in charts/. Errors: DiskFull.
+
+    Args: runs: of each arm, one a seed; step_seconds: of each arm.
+    """
     pictures = {
         **_differences(lang, result),
-        **_curves(lang, study, runs),
+        **_curves(lang, runs, step_seconds),
         **_by_layer(lang, study, result),
         **_by_tokens(lang, study, result),
     }
@@ -64,7 +72,8 @@ def sentence(arm: ArmResult, lang: str = "en") -> str:
         return ""
     return label(
         lang, f"lab.sentence.{found.verdict}", arm=arm.name, against=found.against, nats=f"{abs(found.added_nats):.3f}",
-        low=f"{found.low:+.3f}", high=f"{found.high:+.3f}", seeds=len(found.by_seed), reason=arm.diverged,
+        signed=f"{found.added_nats:+.3f}", low=f"{found.low:+.3f}", high=f"{found.high:+.3f}", seeds=len(found.by_seed),
+        reason=arm.diverged, lost=arm.lost,
     )  # fmt: skip
 
 
@@ -102,9 +111,11 @@ def _arms(lang: str, result: StudyResult) -> Section:
         ))  # fmt: skip
     rates = list(result.arms[0].rates)
     tried = [(arm.name, *(_nats(lang, arm.rates[rate]) for rate in rates)) for arm in result.arms]
+    edge = [arm.name for arm in result.arms if len(rates) > 1 and f"{arm.learning_rate:g}" in (rates[0], rates[-1])]
+    words = [label(lang, "lab.arms_words"), *([label(lang, "lab.edge", arms=", ".join(edge))] if edge else ())]
     return Section(
         title=label(lang, "lab.arms"),
-        words=(label(lang, "lab.arms_words"),),
+        words=words,
         items=(
             Table(columns=columns, rows=rows, caption=label(lang, "lab.arms_caption")),
             Table(columns=(label(lang, "lab.column.arm"), *rates), rows=tried, caption=label(lang, "lab.rates")),
@@ -116,12 +127,13 @@ def _nats(lang: str, nats: float) -> str:
     return f"{nats:.3f}" if math.isfinite(nats) else label(lang, "lab.diverged")
 
 
-def _curves(lang: str, study: Study, runs: Mapping[str, Sequence[ArmRun]]) -> dict[str, Figure]:
-    first = {arm.name: runs[arm.name][0].curve for arm in study.arms}
+def _curves(lang: str, runs: Mapping[str, Sequence[ArmRun]], step_seconds: Mapping[str, float]) -> dict[str, Figure]:
+    first = {name: each[0].curve for name, each in runs.items()}
 
     def chart(x: str) -> Figure:
+        scale = step_seconds if x == "seconds" else dict.fromkeys(first, 1.0)
         series = [
-            Series(name=name, x=[float(getattr(point, x)) for point in curve], y=[point.nats for point in curve])
+            Series(name=name, x=[point.steps * scale[name] for point in curve], y=[point.nats for point in curve])
             for name, curve in first.items() if curve
         ]  # fmt: skip
         across, up = (Axis(label=label(lang, f"lab.axis.{name}")) for name in (x, "nats"))

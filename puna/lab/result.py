@@ -22,7 +22,7 @@ class ArmResult:
     """One arm over its seeds.
 
     parameters: what it learns. validation_nats: mean over seeds; spread: standard deviation over them.
-    rates: final nats of seed 0 at each rate tried.
+    rates: final nats of seed 0 at each rate tried. lost: seeds that diverged, and why the first did; their nats are infinite.
     measures: means over seeds. comparison: with the arm that it differs from in one thing.
     """
 
@@ -36,6 +36,7 @@ class ArmResult:
     tokens_per_second: float
     measures: Measures
     diverged: str | None
+    lost: int
     comparison: Comparison | None
 
 
@@ -59,11 +60,14 @@ def judged_arms(
     runs: Mapping[str, Sequence[ArmRun]],
     tried: Mapping[str, Mapping[float, ArmRun]],
     recipe: LabRecipe,
+    step_seconds: Mapping[str, float],
     base: ArmRun | None = None,
 ) -> list[ArmResult]:
-    """Args: runs: of each arm, one a seed; tried: of each arm on seed 0, by rate. base: what adapters stand beside."""
+    """Args: runs: of each arm, one a seed; tried: of each arm on seed 0, by rate; step_seconds: of each arm, measured in turn.
+    base: what adapters stand beside.
+    """
     finished = [run for each in runs.values() for run in each if run.diverged is None]
-    equal_seconds = min((run.seconds for run in finished), default=math.nan)
+    equal_seconds = min((run.steps * step_seconds[run.arm] for run in finished), default=math.nan)
     results = []
     for arm in study.arms:
         mine = runs[arm.name]
@@ -78,12 +82,13 @@ def judged_arms(
                 validation_nats=fmean(nats),
                 spread=stdev(nats) if len(nats) > 1 and is_whole else math.nan,
                 steps=max(run.steps for run in mine),
-                tokens_per_second=sum(run.tokens for run in mine) / max(1e-9, math.fsum(run.seconds for run in mine)),
+                tokens_per_second=recipe.batch * recipe.seq / step_seconds[arm.name],
                 measures=_counted(arm, recipe)
                 | _averaged(mine)
-                | _at_equal_seconds(mine, equal_seconds)
-                | _norm_share(arm, mine)
+                | _after_steps(mine, equal_seconds / step_seconds[arm.name])
+                | _norm_share(arm, mine, step_seconds[arm.name] / (recipe.batch * recipe.seq))
                 | _over(base, mine),
+                lost=sum(run.diverged is not None for run in mine),
                 diverged=next((run.diverged for run in mine if run.diverged is not None), None),
                 comparison=None if arm.against is None else compare_arms(mine, runs[arm.against]),
             )
@@ -92,11 +97,11 @@ def judged_arms(
 
 
 def _counted(arm: Arm, recipe: LabRecipe) -> Measures:
-    """What is known without training."""
+    """What is known without training. A number less in a layer's Linears is two FLOPs less for a token."""
     causal = recipe.seq * (recipe.seq + 1) / 2 * arm.model.n_heads * arm.model.n_layers
     return {
         "cache_bytes_per_token": kv_cache_bytes_per_token(arm.model),
-        "flops_per_token": forward_flops(arm.model, recipe.seq).total / recipe.seq,
+        "flops_per_token": forward_flops(arm.model, recipe.seq).total / recipe.seq - 2 * arm.saved_numbers,
         "attended_share": attended_pairs(arm.model, recipe.seq) / causal,
     }
 
@@ -115,14 +120,15 @@ def _averaged(runs: Sequence[ArmRun]) -> Measures:
     return found
 
 
-def _norm_share(arm: Arm, runs: Sequence[ArmRun]) -> Measures:
+def _norm_share(arm: Arm, runs: Sequence[ArmRun], token_seconds: float) -> Measures:
     """What all norms of the model take, forward and backward, of the time of a step."""
     microseconds, config = _averaged(runs).get("norm_microseconds"), arm.model
     if not isinstance(microseconds, float):
         return {}
+    if config.norm == "none":
+        return {"norm_share_of_step": 0.0}
     norms = len(config.norm_names) * config.n_layers + (config.norm_placement == "pre")
-    step_seconds = math.fsum(run.seconds for run in runs) / max(1, sum(run.steps for run in runs))
-    return {"norm_share_of_step": 1e-6 * microseconds * norms / step_seconds}
+    return {"norm_share_of_step": 1e-6 * microseconds / 1024 * norms / token_seconds}
 
 
 def _over(base: ArmRun | None, runs: Sequence[ArmRun]) -> Measures:
@@ -140,16 +146,14 @@ def _of_source(measures: Measures, number: int) -> float:
     return nats
 
 
-def _at_equal_seconds(runs: Sequence[ArmRun], seconds: float) -> Measures:
-    """Nats on a curve's few windows when the fastest training of the study had ended, between two of its points."""
-    found = [_between(run, seconds) for run in runs if run.diverged is None and run.curve]
+def _after_steps(runs: Sequence[ArmRun], steps: float) -> Measures:
+    """Nats on a curve's few windows after as many steps as fit into the study's fastest training, between two points."""
+    found = [_between(run, steps) for run in runs if run.diverged is None and run.curve]
     return {"nats_at_equal_seconds": fmean(found)} if found else {}
 
 
-def _between(run: ArmRun, seconds: float) -> float:
-    points = sorted(run.curve, key=lambda point: point.seconds)
-    for before, after in pairwise(points):
-        if before.seconds <= seconds <= after.seconds:
-            share = (seconds - before.seconds) / max(1e-9, after.seconds - before.seconds)
-            return before.nats + share * (after.nats - before.nats)
-    return points[-1].nats if seconds > points[-1].seconds else points[0].nats
+def _between(run: ArmRun, steps: float) -> float:
+    for before, after in pairwise(run.curve):
+        if before.steps <= steps <= after.steps:
+            return before.nats + (steps - before.steps) / (after.steps - before.steps) * (after.nats - before.nats)
+    return run.curve[-1].nats if steps > run.curve[-1].steps else run.curve[0].nats

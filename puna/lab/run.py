@@ -6,13 +6,17 @@ rate of an arm = the best of the candidates on seed 0;   then seeds 1, 2, ... at
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from puna.errors import NonFiniteLoss
+from puna.files import read_json, write_json, write_text
 from puna.jobs.machine import choose_device
-from puna.jobs.run_folder import open_run
+from puna.jobs.recipe import dump_recipe, read_recipe
+from puna.jobs.resuming import check_data
+from puna.jobs.run_folder import RunFolder, open_run
 from puna.jobs.signals import StopRequest, stop_request
 from puna.lab.arm_run import ArmRun, read_run, train_arm, training_config, write_run
 from puna.lab.data import StudyText, study_text
@@ -24,10 +28,13 @@ from puna.lab.studies import find_study
 from puna.lab.study import Arm, Study, build_arm
 from puna.model.llama import Llama
 from puna.report.numbers import human_seconds
+from puna.training.checkpoint import machine_record
 from puna.training.events import Observer
 from puna.weights.folder import save_folder
 
-__all__ = ["TrialEvent", "plan_study", "run_study"]
+__all__ = ["StudyPlan", "TrialEvent", "plan_study", "plan_words", "run_study"]
+
+_SCHEDULE, _RECORD = "schedule.json", "record.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +48,34 @@ class TrialEvent:
     seed: int
 
 
-def plan_study(recipe: LabRecipe, out: Path, device: str = "auto") -> str:
-    """How long a study will take, in words; the text's shards and the schedule are kept in `out`. Errors: as run_study."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyPlan:
+    """What `puna lab --dry-run --json` prints."""
+
+    study: str
+    arms: list[str]
+    runs: int
+    steps: int
+    tokens: int
+    seconds: float
+
+
+def plan_study(recipe: LabRecipe, out: Path, device: str = "auto") -> StudyPlan:
+    """How long a study will take; `out` keeps the text's shards and the recipe, which binds nobody yet. Errors: as run_study."""
+    _take_back_a_plan(out, recipe)
     with open_run(out, recipe, resume=True):
-        study, _, schedule = _prepared(recipe, out, choose_device(device))
-    return _described(study, recipe, schedule)
+        study = find_study(recipe.study)(base_model(recipe, recipe.vocab_size))
+        text = study_text(recipe, study, out)
+        schedule = find_schedule(out / _SCHEDULE, study, recipe, text, choose_device(device))
+    return _plan(study, recipe, schedule)
+
+
+def plan_words(plan: StudyPlan, seeds: int) -> str:
+    """The plan for people."""
+    return (
+        f"{plan.study}: {len(plan.arms)} arms, {plan.runs} trainings of {plan.steps:,} steps of "
+        f"{plan.tokens // plan.steps:,} tokens, {seeds} seeds: about {human_seconds(plan.seconds)}"
+    )
 
 
 def run_study(
@@ -63,38 +93,69 @@ def run_study(
     Errors: BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted (finished trainings are kept), RunLocked, UsageError.
     """
     began, place = time.monotonic(), choose_device(device)
+    _take_back_a_plan(out, recipe)
     with open_run(out, recipe, resume=True) as folder, stop_request() as stop:
-        study, text, schedule = _prepared(recipe, out, place)
-        tell(_described(study, recipe, schedule))
+        study, text, schedule = _prepared(recipe, folder, place, tell)
+        plan = _plan(study, recipe, schedule)
+        tell(plan_words(plan, recipe.seeds))
         trials = _Trials(recipe, out, study, text, schedule, stop, place, observers, on_trial)
         base = trials.base()
         tried = {arm.name: trials.at_each_rate(arm) for arm in study.arms}
         runs = {arm.name: trials.at_each_seed(arm, tried[arm.name]) for arm in study.arms}
         result = StudyResult(
             study=study.name,
-            arms=judged_arms(study, runs, tried, recipe, base),
+            arms=judged_arms(study, runs, tried, recipe, schedule.step_seconds, base),
             seeds=recipe.seeds,
             steps=schedule.steps,
-            tokens=schedule.steps * recipe.batch * recipe.seq,
+            tokens=plan.tokens,
             text_bytes=text.bytes,
             text_sha256=text.sha256,
             seconds=time.monotonic() - began,
             report=str(folder.report),
         )
-        write_study_report(folder, study, result, runs)
+        write_study_report(folder, study, result, runs, schedule.step_seconds)
     return result
 
 
-def _prepared(recipe: LabRecipe, out: Path, device: torch.device) -> tuple[Study, StudyText, Schedule]:
+def _take_back_a_plan(out: Path, recipe: LabRecipe) -> None:
+    """The recipe of a study that was only planned, or refused, gives way to the new one."""
+    place = RunFolder(out).recipe
+    if place.exists() and not (out / _SCHEDULE).exists() and "study" in read_recipe(place):
+        write_text(place, dump_recipe(recipe))
+
+
+def _prepared(
+    recipe: LabRecipe, folder: RunFolder, device: torch.device, tell: Callable[[str], None]
+) -> tuple[Study, StudyText, Schedule]:
+    """The study, its text, and its schedule, which from now on holds.
+
+    Errors: CheckpointMismatch: the text has changed since. UsageError: too little time.
+    """
+    out = folder.path
     study = find_study(recipe.study)(base_model(recipe, recipe.vocab_size))
     text = study_text(recipe, study, out)
-    return study, text, find_schedule(out / "schedule.json", study, recipe, text, device)
+    schedule = find_schedule(out / _SCHEDULE, study, recipe, text, device)
+    digests = {"the text": text.sha256}
+    record = {**machine_record(), "device": device.type, "data": digests}
+    if (out / _SCHEDULE).exists():
+        before = read_json(out / _RECORD)
+        check_data(out, before["data"], digests)
+        if before != record:
+            tell(f"notice: another machine or another number of threads than before: {before} became {record}")
+    else:
+        write_json(out / _RECORD, record)
+        write_json(out / _SCHEDULE, asdict(schedule))
+    return study, text, schedule
 
 
-def _described(study: Study, recipe: LabRecipe, schedule: Schedule) -> str:
-    return (
-        f"{study.name}: {len(study.arms)} arms, {schedule.runs} trainings of {schedule.steps:,} steps of "
-        f"{recipe.batch * recipe.seq:,} tokens, {recipe.seeds} seeds: about {human_seconds(schedule.seconds)}"
+def _plan(study: Study, recipe: LabRecipe, schedule: Schedule) -> StudyPlan:
+    return StudyPlan(
+        study=study.name,
+        arms=[arm.name for arm in study.arms],
+        runs=schedule.runs,
+        steps=schedule.steps,
+        tokens=schedule.steps * recipe.batch * recipe.seq,
+        seconds=schedule.seconds,
     )
 
 
@@ -124,6 +185,8 @@ class _Trials:
             return self._run(arm, rate, 0)
         model = build_arm(arm, 0, self._device)
         run = self._run(arm, rate, 0, model)
+        if run.diverged is not None:
+            raise NonFiniteLoss(f"the base of the adapters: {run.diverged}", "lower --learning-rate")
         save_folder(model, self._folder / "base")
         return run
 
@@ -138,7 +201,7 @@ class _Trials:
 
     def at_each_seed(self, arm: Arm, tried: dict[float, ArmRun]) -> list[ArmRun]:
         """One run a seed, at the best rate of seed 0."""
-        rate = min(tried, key=lambda each: tried[each].nats)
+        rate = min(tried, key=lambda each: tried[each].choosing_nats)
         return [tried[rate], *(self._run(arm, rate, seed) for seed in range(1, self._recipe.seeds))]
 
     def _run(self, arm: Arm, rate: float, seed: int, model: Llama | None = None) -> ArmRun:

@@ -2,29 +2,29 @@
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from puna.errors import UsageError
-from puna.files import read_json, write_json
+from puna.files import read_json
 from puna.lab.arm_run import training_config
-from puna.lab.data import StudyText, rows_of
+from puna.lab.data import GROUP, StudyText, rows_of
 from puna.lab.recipe import LabRecipe
 from puna.lab.study import Arm, Study, build_arm
 from puna.report.numbers import human_seconds
 from puna.training.optimizer import build_optimizer
 from puna.training.step import train_step
 
-__all__ = ["Schedule", "find_schedule", "make_schedule"]
+__all__ = ["Schedule", "find_schedule", "make_schedule", "step_seconds"]
 
-_TIMED_STEPS = 4
+_TIMED_STEPS = 5
 _FORWARD_SHARE = 0.4  # of a step, for judging the same tokens
 _PROBES_IN_STEPS = 12  # what the probes of a run take
-_CURVE_BATCHES = 12 * 2
+_CURVE_BATCHES = 12 * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +43,14 @@ def make_schedule(study: Study, recipe: LabRecipe, text: StudyText, device: torc
     Errors: UsageError: fewer steps than the recipe's least would fit; says how long the study needs.
     """
     began = time.monotonic()
-    times = {arm.name: _step_seconds(arm, recipe, text, device) for arm in study.arms}
+    times = step_seconds(study.arms, recipe, text, device)
     each = len(recipe.rates(study)) + recipe.seeds - 1
-    judged = _FORWARD_SHARE * (len(text.judged) + _CURVE_BATCHES) + _PROBES_IN_STEPS
+    windows = GROUP * (len(text.judged) + len(text.choosing) + _CURVE_BATCHES)
+    judged = _FORWARD_SHARE * windows / recipe.batch + _PROBES_IN_STEPS
     fixed = each * judged * math.fsum(times.values()) + (time.monotonic() - began)
     per_step = each * math.fsum(arm.share * times[arm.name] for arm in study.arms)
     if study.base is not None:
-        per_step += study.base.share * _step_seconds(study.base, recipe, text, device)
+        per_step += study.base.share * step_seconds([study.base], recipe, text, device)[study.base.name]
     steps = int((recipe.seconds - fixed) / per_step)
     if steps < recipe.least_steps:
         needed = fixed + recipe.least_steps * per_step
@@ -58,27 +59,39 @@ def make_schedule(study: Study, recipe: LabRecipe, text: StudyText, device: torc
             f"{each} trainings each, got {recipe.seconds:g}",
             f"give it {human_seconds(needed)}, or fewer --seeds, a smaller --batch or --set dim",
         )
-    return Schedule(steps=steps, step_seconds=times, runs=each * len(study.arms), seconds=fixed + steps * per_step)
+    return Schedule(
+        steps=steps,
+        step_seconds=times,
+        runs=each * len(study.arms) + (study.base is not None),
+        seconds=fixed + steps * per_step,
+    )
 
 
 def find_schedule(path: Path, study: Study, recipe: LabRecipe, text: StudyText, device: torch.device) -> Schedule:
-    """The schedule that an earlier sitting wrote, or a new one, written. Errors: as make_schedule."""
-    if path.is_file():
-        return Schedule(**read_json(path))
-    schedule = make_schedule(study, recipe, text, device)
-    write_json(path, asdict(schedule))
-    return schedule
+    """The schedule that an earlier sitting wrote there, or a new one. Errors: as make_schedule."""
+    return Schedule(**read_json(path)) if path.is_file() else make_schedule(study, recipe, text, device)
 
 
-def _step_seconds(arm: Arm, recipe: LabRecipe, text: StudyText, device: torch.device) -> float:
-    """The middle of a few steps, after the first."""
+def step_seconds(arms: Sequence[Arm], recipe: LabRecipe, text: StudyText, device: torch.device) -> dict[str, float]:
+    """Of each arm the middle of a few steps, after the first; in turn, round after round, so that a slow moment meets all."""
+    steppers = {arm.name: _stepper(arm, recipe, text, device) for arm in arms}
+    times: dict[str, list[float]] = {name: [] for name in steppers}
+    for number in range(1 + _TIMED_STEPS):
+        for name, step in steppers.items():
+            began = time.monotonic()
+            step(number)
+            times[name].append(time.monotonic() - began)
+    return {name: median(each[1:]) for name, each in times.items()}
+
+
+def _stepper(arm: Arm, recipe: LabRecipe, text: StudyText, device: torch.device) -> Callable[[int], object]:
+    """Takes a step of an arm, by its number."""
     config = training_config(arm, _TIMED_STEPS, 1e-3, 0, batch=recipe.batch, seq=recipe.seq)
     model = build_arm(arm, 0, device)
-    optimizer = build_optimizer(model, config)
-    source = rows_of(text, arm, config)
-    times = []
-    for step in range(1 + _TIMED_STEPS):
-        began = time.monotonic()
-        train_step(model, optimizer, source.batches(step), rate=1e-5, clip=config.clip, precision=config.precision)
-        times.append(time.monotonic() - began)
-    return median(times[1:])
+    optimizer, rows = build_optimizer(model, config), rows_of(text, arm, config)
+
+    def step(number: int) -> object:
+        batches = rows.batches(number)
+        return train_step(model, optimizer, batches, rate=1e-5, clip=config.clip, precision=config.precision)
+
+    return step

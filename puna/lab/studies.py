@@ -61,7 +61,7 @@ def _norms(base: ModelConfig) -> Study:
         Arm(name="RMSNorm", model=base),
         Arm(name="LayerNorm", model=_matched(replace(base, norm="layer"), base), against="RMSNorm"),
         Arm(name="BatchNorm", model=_matched(replace(base, norm="batch"), base), against="RMSNorm"),
-        Arm(name="none", model=_matched(replace(base, norm="none"), base), against="RMSNorm"),
+        Arm(name="no norm", model=_matched(replace(base, norm="none"), base), against="RMSNorm"),
         Arm(name="RMSNorm, half as wide", model=narrow),
         Arm(name="LayerNorm, half as wide", model=_matched(replace(narrow, norm="layer"), narrow),
             against="RMSNorm, half as wide"),
@@ -88,7 +88,7 @@ def _activations(base: ModelConfig) -> Study:
 def _positions(base: ModelConfig) -> Study:
     """Trained at the base's context, judged at four times that."""
     seq = base.max_seq_len // 4
-    names = {"RoPE": "rope", "sinusoidal": "sinusoidal", "learned": "learned", "none": "none"}
+    names = {"RoPE": "rope", "sinusoidal": "sinusoidal", "learned": "learned", "no positions": "none"}
     untrained = {"learned": (base.max_seq_len - seq) * base.dim}  # rows of its table that no token of training reads
     arms = []
     for name, kind in names.items():

@@ -54,10 +54,14 @@ class Arm:
         """What it learns."""
         if self.lora is not None:
             return lora_parameters(self.model, self.lora.rank, self.lora.targets)
+        return parameter_count(self.model) - self.saved_numbers
+
+    @property
+    def saved_numbers(self) -> int:
+        """Those of its Linears that factors do without."""
         shapes = linear_shapes(self.model)
         ranks = uniform_ranks(self.model, self.keep) if self.keep < 1 else {}
-        saved = sum(math.prod(shapes[name]) - rank * sum(shapes[name]) for name, rank in _by_name(ranks))
-        return parameter_count(self.model) - saved
+        return sum(math.prod(shapes[name]) - rank * sum(shapes[name]) for name, rank in _by_name(ranks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

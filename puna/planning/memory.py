@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import EMBEDDING, HEAD, linear_shapes
+from puna.arch.modules import EMBEDDING, HEAD, LINEARS, linear_shapes, linear_size
 from puna.arch.rounding import NF4_MAXIMA, NF4_NUMBERS
 from puna.planning.activations import layer_bytes
 from puna.planning.counting import (
@@ -196,7 +196,7 @@ def _linear_bytes(config: ModelConfig, base: Base) -> int:
         return sum(prod(shape) + 4 * shape[0] for shape in shapes)
     if base == "nf4":
         return sum(nf4_bytes(prod(shape)) for shape in shapes)
-    return (4 if base == "float32" else 2) * sum(prod(shape) for shape in shapes)
+    return (4 if base == "float32" else 2) * sum(linear_size(config, name) for name in LINEARS)
 
 
 def nf4_bytes(numbers: int, *, double_quantised: bool = True) -> int:

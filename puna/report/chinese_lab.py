@@ -29,10 +29,12 @@ CHINESE_LAB = {
     "只有当 95 % 区间不含零、且所有种子都在同一侧时，才说一组更好或更差。",
     "lab.sentence.better": "{arm} 最终每词元比 {against} 低 {nats} 奈特（95 % 区间 {low} 到 {high}，{seeds} 个种子）。",
     "lab.sentence.worse": "{arm} 最终每词元比 {against} 高 {nats} 奈特（95 % 区间 {low} 到 {high}，{seeds} 个种子）。",
-    "lab.sentence.not distinguishable": "{arm} 与 {against} 在这里分不出高下：{nats} 奈特（95 % 区间 {low} 到 {high}，"
+    "lab.sentence.not distinguishable": "{arm} 与 {against} 在这里分不出高下：{signed} 奈特（95 % 区间 {low} 到 {high}，"
     "{seeds} 个种子）。",
-    "lab.sentence.diverged": "{arm} 在试过的学习率下训练不起来：{reason}。",
+    "lab.sentence.diverged": "{arm} 在试过的最好学习率下有 {lost} 个种子训练不起来：{reason}。",
     "lab.sentence.not comparable": "{arm} 无法比较：{against} 没有训练成功。",
+    "lab.edge": "以下各组的最好学习率在所试范围的边上，更好的也许在外面：{arms}。",
+    "lab.sentence.too few seeds": "{arm} 对照 {against}：{signed} 奈特（{low} 到 {high}）；少于三个种子不下结论。",
     "lab.differences": "与所注明的对照组相比，每词元增加的奈特；低于零为更好。菱形与横条：均值与 95 % 区间；小点：每个种子。"
     "灰色：与零分不开。",
     "lab.against": "{arm}，对照 {against}",
@@ -45,7 +47,7 @@ CHINESE_LAB = {
     "lab.column.nats": "留出奈特",
     "lab.column.speed": "词元/秒",
     "lab.column.equal_seconds": "同样时间",
-    "lab.arms_caption": "同样时间：最快的一次训练结束时，少数窗口上的奈特。",
+    "lab.arms_caption": "词元/秒：各组轮流走几步测得。同样时间：最快的一次训练结束时，少数窗口上的奈特。",
     "lab.rates": "第一个种子在每个试过的学习率下的最终奈特。",
     "lab.diverged": "发散",
     "lab.curves": "学习过程",
@@ -77,7 +79,7 @@ CHINESE_LAB = {
     "lab.measure.score_variance": "分数方差",
     "lab.measure.attention_entropy": "注意力的熵",
     "lab.measure.dead_units": "死单元",
-    "lab.measure.norm_microseconds": "归一化，每批微秒",
+    "lab.measure.norm_microseconds": "归一化，每 1,024 词元微秒",
     "lab.measure.cache_bytes_per_token": "缓存，字节/词元",
     "lab.measure.flops_per_token": "FLOPs/词元",
     "lab.measure.attended_share": "所见配对",

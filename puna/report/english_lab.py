@@ -33,10 +33,13 @@ ENGLISH_LAB = {
     "seeds).",
     "lab.sentence.worse": "{arm} ends {nats} nats per token above {against} (95 % interval {low} to {high}, {seeds} "
     "seeds).",
-    "lab.sentence.not distinguishable": "{arm} and {against} cannot be told apart here: {nats} nats (95 % interval "
+    "lab.sentence.not distinguishable": "{arm} and {against} cannot be told apart here: {signed} nats (95 % interval "
     "{low} to {high}, {seeds} seeds).",
-    "lab.sentence.diverged": "{arm} does not train here at the rates tried: {reason}.",
+    "lab.sentence.diverged": "{arm} does not train here in {lost} seeds at the best rate tried: {reason}.",
     "lab.sentence.not comparable": "{arm} cannot be compared: {against} did not train.",
+    "lab.edge": "The best rate lies at the edge of those tried, so that a better one may lie beyond: {arms}.",
+    "lab.sentence.too few seeds": "{arm} against {against}: {signed} nats ({low} to {high}); fewer than three seeds give "
+    "no verdict.",
     "lab.differences": "Added nats per token against the arm named; below zero is better. Diamonds and bars: mean and "
     "95 % interval; dots: one seed each. Grey: not told apart from zero.",
     "lab.against": "{arm}, against {against}",
@@ -50,7 +53,8 @@ ENGLISH_LAB = {
     "lab.column.nats": "Held-out nats",
     "lab.column.speed": "Tokens/s",
     "lab.column.equal_seconds": "At equal time",
-    "lab.arms_caption": "At equal time: nats on a few windows when the fastest training had ended.",
+    "lab.arms_caption": "Tokens/s: of a few steps, arms in turn. At equal time: nats on a few windows when the fastest "
+    "training had ended.",
     "lab.rates": "Final nats of the first seed at each rate that was tried.",
     "lab.diverged": "diverged",
     "lab.curves": "How they learn",
@@ -84,7 +88,7 @@ ENGLISH_LAB = {
     "lab.measure.score_variance": "Score variance",
     "lab.measure.attention_entropy": "Attention entropy",
     "lab.measure.dead_units": "Dead units",
-    "lab.measure.norm_microseconds": "Norm, µs a batch",
+    "lab.measure.norm_microseconds": "Norm, µs for 1,024 tokens",
     "lab.measure.cache_bytes_per_token": "Cache, B/token",
     "lab.measure.flops_per_token": "FLOPs/token",
     "lab.measure.attended_share": "Pairs attended",

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from puna.arch.config import ModelConfig
-from puna.arch.modules import read_one_input
+from puna.arch.modules import HEAD, linear_shapes, read_one_input
 from puna.arch.rope_scaling import NoScaling
 from puna.arch.rounding import ROUNDINGS, Rounding
 from puna.arch.variants import FEED_FORWARDS
@@ -90,6 +90,7 @@ def config_from_json(record: JsonObject) -> CheckpointConfig:
     _refuse_what_we_lack(record)
     linears, embedding_rank, compression = _read_puna_section(record, kind)
     model = _model_config(record, kind)
+    _check_linears(record, model, linears)
     return CheckpointConfig(
         format="puna" if kind == "puna" else "hf",
         model=model,
@@ -214,6 +215,15 @@ def _read_puna_section(
         raise section.refuse("linears", "each path once")
     compression = section.child("compression").values if "compression" in section.values else None
     return tuple(entries), _embedding_rank(section.child("embedding")), compression
+
+
+def _check_linears(record: JsonObject, model: ModelConfig, linears: Sequence[LinearEntry]) -> None:
+    """Errors: FormatError: an entry that names no Linear of this model, or one with a bias, which only a dense one has."""
+    known = {*linear_shapes(model), HEAD}
+    for path in (path for entry in linears for path in entry.paths):
+        name = path.rpartition(".")[2]
+        if name not in known or model.is_biased(name):
+            raise record.child("puna").refuse("linears", f"paths of this model's Linears without a bias, got {path}")
 
 
 def _embedding_rank(embedding: JsonObject) -> int | None:

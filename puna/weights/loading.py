@@ -125,6 +125,7 @@ def _check_mapped(
     header: CheckpointHeader, stored: StoredTensors, device: torch.device, dtype: torch.dtype, *, is_quantised: bool
 ) -> None:
     """Errors: UsageError, FormatError, as load_llama says."""
+    header.config.require_llama(header.path)
     if is_quantised:
         raise UsageError("mapped: expected weights as they are stored, got a base to quantise", "choose one of the two")
     if device.type != "cpu":

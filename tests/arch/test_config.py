@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from puna.arch.config import ModelConfig
+from puna.arch.rope_scaling import LinearScaling
 from puna.errors import UsageError
 
 
@@ -27,6 +28,9 @@ def test_the_worked_example_of_source_002_has_its_shapes() -> None:
     ("changes", "named"),
     [
         ({"dim": 0}, "model.dim"),
+        ({"norm": "group"}, "model.norm"),
+        ({"score_scale": "1/4"}, "model.score_scale"),
+        ({"position": "learned", "rope_scaling": LinearScaling(factor=2.0)}, "model.rope_scaling"),
         ({"n_layers": -1}, "model.n_layers"),
         ({"max_seq_len": 0}, "model.max_seq_len"),
         ({"n_kv_heads": 3}, "model.n_kv_heads"),

@@ -194,3 +194,10 @@ def test_a_wrong_wish_is_refused_with_a_hint(wrong):
 def test_planning_imports_no_torch():
     code = "import sys, puna.jobs.plan, puna.jobs.plan_table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("given", [{"train": "lora"}, {"base": "nf4"}, {"base": "int8"}])
+def test_what_no_variant_can_be_is_not_planned(given) -> None:
+    with pytest.raises(UsageError, match="transformer-2017: expected a Llama, got a variant"):
+        plan("transformer-2017", **given)
+    assert plan("transformer-2017", train="full").traits.exchanged

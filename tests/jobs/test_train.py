@@ -232,16 +232,25 @@ def test_a_run_says_what_it_is_and_where_variants_do_not_go(world, build_recipe,
     assert "parts exchanged for study: norms of kind layer, norms after each branch." in page
     assert "RMSNorm" not in page
     variant = "expected a Llama, got a variant: norms of kind layer, norms after each branch"
-    for refused in (lambda: load(runs / "d", base="int8"), lambda: load(runs / "d").use_adapter(runs / "no"),
+    for refused in (lambda: load(runs / "d", base="int8"), lambda: load(runs / "d", base="bfloat16"),
+                    lambda: load(runs / "d", mapped=True), lambda: load(runs / "d").use_adapter(runs / "no"),
                     lambda: adapt(adapt_recipe(model=str(runs / "d"), data=[world.text], training={}), runs / "e"),
                     lambda: compress(CompressRecipe(model=runs / "d", calibration=world.text), runs / "e")):  # fmt: skip
         with pytest.raises(UsageError, match=variant):
             refused()
 
 
-def test_batch_norm_is_not_measured_twice_by_checkpointing(build_recipe) -> None:
-    recipe = build_recipe(2, checkpoint_activations=True)
-    with pytest.raises(UsageError, match="expected false with norms of kind batch"):
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"checkpoint_activations": True}, "checkpoint_activations: expected False with norms of kind batch"),
+        ({"packing": "documents"}, "packing: expected contiguous with norms of kind batch"),
+        ({"micro_batch": 2}, "micro_batch: expected 4 with norms of kind batch, got 2"),
+    ],
+)
+def test_what_would_change_the_batch_that_a_norm_measures_is_refused(build_recipe, training, said) -> None:
+    recipe = build_recipe(2, **training)
+    with pytest.raises(UsageError, match=said):
         replace(recipe, model=replace(recipe.model, norm="batch"))
 
 

@@ -27,7 +27,7 @@ def lab_recipe(lab_text: Path) -> Callable[..., LabRecipe]:
     """`lab_recipe(**changes)`: a study of two small arms' size."""
 
     def build(**changes: Any) -> LabRecipe:
-        small = {"study": "scale", "text": lab_text, "seconds": 6.0, "seeds": 2, "batch": 2, "seq": 64, "dim": 64,
+        small = {"study": "scale", "text": lab_text, "seconds": 8.0, "seeds": 2, "batch": 2, "seq": 64, "dim": 64,
                  "n_layers": 2, "vocab_size": 300, "least_steps": 4, "learning_rates": (3e-3,)}  # fmt: skip
         return LabRecipe(**{**small, **changes})
 

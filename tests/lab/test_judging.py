@@ -53,6 +53,7 @@ def test_one_seed_has_the_interval_of_its_windows() -> None:
     mine, other = runs("a", 0.05, seeds=1), runs("b", 0.0, seeds=1)
     found, alone = compare_arms(mine, other), added_nats(other[0].likelihood, mine[0].likelihood)
     assert (found.low, found.high) == pytest.approx((alone.low, alone.high), rel=1e-3)
+    assert found.verdict == "too few seeds"
 
 
 def test_an_arm_that_diverged_is_marked_and_not_compared() -> None:

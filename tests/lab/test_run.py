@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ from puna.lab import data
 from puna.lab import run as lab_run
 from puna.lab.arm_run import ArmRun, read_run, training_config, write_run
 from puna.lab.recipe import base_model
-from puna.lab.run import plan_study, run_study
+from puna.lab.run import plan_study, plan_words, run_study
 from puna.lab.studies import STUDIES
 from puna.lab.study import Arm, Study
 from puna.text.corpus import Document
@@ -33,7 +34,7 @@ def fixed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve steps whatever the clock says."""
     from puna.lab import schedule
 
-    monkeypatch.setattr(schedule, "_step_seconds", lambda *_: 0.02)
+    monkeypatch.setattr(schedule, "step_seconds", lambda arms, *_: {arm.name: 0.02 for arm in arms})
 
 
 def test_a_stopped_study_goes_on_and_ends_as_if_it_had_not(lab_recipe, fixed_steps, tmp_path: Path) -> None:
@@ -96,21 +97,25 @@ def test_adapters_stand_beside_one_base_that_is_trained_once(
     reference = tuple(Document(text=f"{number}: {words}", source="b", name=str(number)) for number in range(30))
     monkeypatch.setattr(data, "second_kind", lambda: reference)
     begun: list[lab_run.TrialEvent] = []
-    recipe = lab_recipe(study="lora", seeds=1, seconds=8.0)
+    recipe = lab_recipe(study="lora", seeds=1, seconds=20.0)
     result = run_study(recipe, tmp_path / "a", on_trial=begun.append)
     assert [trial.arm for trial in begun].count("base") == 1
     assert load_llama(tmp_path / "a" / "base").config.dim == recipe.dim
     assert all(arm.measures["relative_update"] > 0 for arm in result.arms)
     page = (tmp_path / "a" / "report.html").read_text()
     assert "Forgotten, nats of code" in page
-    assert all(arm.measures["gained"] > -1 for arm in result.arms)
+    base = read_run(next((tmp_path / "a" / "runs").glob("base-*")))
+    for arm in result.arms:
+        (run,) = [read_run(path) for path in (tmp_path / "a" / "runs").iterdir() if read_run(path).arm == arm.name]
+        old, new = (run.measures[name] - base.measures[name] for name in ("nats_of_source_1", "nats_of_source_2"))
+        assert (arm.measures["forgotten"], arm.measures["gained"]) == (old, -new)
     again: list[lab_run.TrialEvent] = []
     run_study(recipe, tmp_path / "a", on_trial=again.append)
     assert again == []
 
 
 def test_sources_share_the_tokens_by_their_size_to_the_exponent(lab_recipe, tmp_path: Path, monkeypatch) -> None:
-    small = tuple(Document(text=f"{number} " + "xyz " * 90, source="b", name=str(number)) for number in range(12))
+    small = tuple(Document(text=f"{number} " + "xyz " * 90, source="b", name=str(number)) for number in range(40))
     monkeypatch.setattr(data, "second_kind", lambda: small)
     recipe = lab_recipe(study="mixture")
     study = STUDIES["mixture"](base_model(recipe, 300))
@@ -141,18 +146,32 @@ def test_an_arm_that_diverges_is_kept_and_marked(lab_recipe, fixed_steps, tmp_pa
     assert "wild does not train here" in (tmp_path / "a" / "report.html").read_text()
 
 
-def test_too_little_time_is_refused_and_says_how_much_is_needed(lab_recipe, fixed_steps, tmp_path: Path) -> None:
+def test_too_little_time_is_refused_says_how_much_is_needed_and_takes_it_then(
+    lab_recipe, fixed_steps, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="seconds: expected at least ") as caught:
         run_study(lab_recipe(seconds=1.0), tmp_path / "a")
     needed = float(caught.value.message.split("at least ")[1].split()[0])
     assert "4 steps of 3 arms, 2 trainings each" in caught.value.message
-    assert "about" in plan_study(lab_recipe(seconds=needed + 1), tmp_path / "b")
+    plan = plan_study(lab_recipe(seconds=needed + 1), tmp_path / "a")
+    assert (plan.study, plan.runs, plan.steps >= 4) == ("scale", 6, True)
+    assert run_study(lab_recipe(seconds=needed + 2), tmp_path / "a").steps >= plan.steps
+
+
+def test_another_text_is_not_mixed_into_a_study(lab_recipe, lab_text: Path, fixed_steps, tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    shutil.copytree(lab_text, folder)
+    recipe = lab_recipe(text=folder)
+    run_study(recipe, tmp_path / "a")
+    (folder / "more.txt").write_text("another day with the llama\n" * 50)
+    with pytest.raises(CheckpointMismatch, match="the text has changed since"):
+        run_study(recipe, tmp_path / "a")
 
 
 def test_another_recipe_is_not_mixed_into_a_study(lab_recipe, fixed_steps, tmp_path: Path) -> None:
-    plan_study(lab_recipe(), tmp_path / "a")
+    run_study(lab_recipe(), tmp_path / "a")
     with pytest.raises(CheckpointMismatch):
-        plan_study(lab_recipe(batch=4), tmp_path / "a")
+        run_study(lab_recipe(batch=4), tmp_path / "a")
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -165,8 +184,6 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_study_is_timed_by_steps_that_are_run(lab_recipe, tmp_path: Path) -> None:
-    words = plan_study(lab_recipe(seconds=20.0), tmp_path / "a")
-    assert words.startswith("scale: 3 arms, 6 trainings of ")
-    schedule = json.loads((tmp_path / "a" / "schedule.json").read_text())
-    assert all(seconds > 0 for seconds in schedule["step_seconds"].values())
-    assert schedule["seconds"] == pytest.approx(20.0, rel=0.2)
+    plan = plan_study(lab_recipe(seconds=30.0), tmp_path / "a")
+    assert plan_words(plan, 2).startswith("scale: 3 arms, 6 trainings of ")
+    assert plan.seconds == pytest.approx(30.0, rel=0.2)

@@ -11,7 +11,7 @@ from puna.lab.studies import STUDIES, find_study
 from puna.lab.study import Arm, build_arm, with_parameters
 from puna.model.batch import Batch
 from puna.planning.compute import forward_flops
-from puna.planning.counting import kv_cache_bytes_per_token, parameter_count
+from puna.planning.counting import kv_cache_bytes_per_token, linear_parameters, parameter_count
 
 BASE = base_model(LabRecipe(study="norms"), 2048)
 
@@ -59,6 +59,18 @@ def test_sizes_are_trained_with_equal_flops() -> None:
         assert spent == pytest.approx(forward_flops(BASE, 256).total, rel=1e-6)
 
 
+@pytest.mark.parametrize("dim", [64, 128, 192, 256, 384, 512, 768])
+def test_every_study_can_be_made_at_widths_that_are_taken(dim: int) -> None:
+    for maker in STUDIES.values():
+        maker(base_model(LabRecipe(study="norms", dim=dim), 2048))
+
+
+def test_factors_compute_less_than_the_dense_model_that_they_cut() -> None:
+    arms = {arm.name: arm for arm in STUDIES["low-rank"](BASE).arms}
+    assert arms["low rank, half kept"].saved_numbers == pytest.approx(0.5 * linear_parameters(BASE), rel=0.03)
+    assert arms["dense"].saved_numbers == 0
+
+
 def test_fewer_heads_cache_less_and_hold_as_much() -> None:
     arms = STUDIES["heads"](BASE).arms
     assert [arm.model.n_kv_heads for arm in arms] == [6, 3, 2, 1]
@@ -81,7 +93,8 @@ def test_an_unknown_study_is_refused_with_the_nearest() -> None:
         ({"seconds": 0.0}, "seconds: expected more than 0"),
         ({"seeds": 0}, "seeds: expected at least 1"),
         ({"learning_rates": (0.0,)}, "learning_rates: expected rates above 0"),
-        ({"dim": 100}, "dim: expected a multiple of 64"),
+        ({"dim": 100}, "dim: expected 64, 128, 192"),
+        ({"dim": 320}, "dim: expected 64, 128, 192"),
         ({"seq": 62}, "seq: expected a multiple of 4 from 64 on"),
         ({"vocab_size": 200}, "vocab_size: expected at least 300"),
     ],

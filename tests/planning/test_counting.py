@@ -19,6 +19,7 @@ from puna.planning.counting import (
     parameter_count,
     parameter_shapes,
 )
+from puna.planning.memory import weight_bytes
 from tests.variants import VARIANTS
 
 # parameters, LoRA r = 16 on all Linears, LoRA r = 8 on q and v, cache bytes per token, forward GFLOP at 2048 tokens
@@ -73,6 +74,8 @@ def test_the_parameters_of_a_variant_are_the_real_models(name):
     assert {key: tuple(weight.shape) for key, weight in model.named_parameters()} == parameter_shapes(config)
     parts = embedding_parameters(config), linear_parameters(config), norm_parameters(config), head_parameters(config)
     assert sum(weight.numel() for weight in model.parameters()) == parameter_count(config) == sum(parts)
+    for base, bytes_each in (("float32", 4), ("bfloat16", 2)):
+        assert weight_bytes(config, base) == bytes_each * parameter_count(config)
     groups = (group_parameters(config, group) for group in ("attention", "mlp"))
     assert config.n_layers * sum(groups) == linear_parameters(config)
 

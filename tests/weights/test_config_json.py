@@ -200,6 +200,15 @@ def test_every_variant_is_said_and_read_again(tiny_config, name):
     assert read(written).model == config
 
 
+@pytest.mark.parametrize("path", ["norm", "position", "layers.0.mlp.gate", "layers.0.self_attn.q_proj"])
+def test_an_entry_for_what_is_no_linear_or_has_a_bias_is_refused(tiny_config, path):
+    entry = LowRankEntry(path=path, rank=3)
+    config = replace(tiny_config, attention_bias=True, norm="layer")
+    written = config_to_json(config, bos_id=0, eos_ids=[1], dtype="float32", linears=[entry])
+    with pytest.raises(FormatError, match=f"Linears without a bias, got {path}"):
+        read(json.loads(json.dumps(written)))
+
+
 def test_a_function_that_contradicts_its_network_is_refused(tiny_config):
     written = config_to_json(replace(tiny_config, ffn="relu"), bos_id=0, eos_ids=[1], dtype="float32")
     with pytest.raises(FormatError, match="hidden_act: expected relu, the function of relu"):
