@@ -20,7 +20,6 @@ _BY_LAYER, _TOKENS_END = "_by_layer", "_by_tokens"
 _BY_TOKENS = ("nats_to", "attention_milliseconds")  # families of measures, one at each length
 _LISTED = (
     *("gradient_norm", "largest_gradient_norm", "update_norm", "score_variance", "attention_entropy", "dead_units"),
-    "norm_microseconds",
 )
 _SHARES = ("norm_share_of_step", "dead_units", "attended_share", "attention_entropy")
 

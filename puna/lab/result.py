@@ -42,7 +42,10 @@ class ArmResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyResult:
-    """What `puna lab --json` prints. text_bytes, text_sha256: of what was learned from."""
+    """What `puna lab --json` prints.
+
+    seconds: of all trainings, over all sittings. text_bytes, text_sha256: of what was learned from.
+    """
 
     study: str
     arms: list[ArmResult]

@@ -4,7 +4,6 @@ rate of an arm = the best of the candidates on seed 0;   then seeds 1, 2, ... at
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +91,7 @@ def run_study(
     Args:   observers: of every training; on_trial: of their succession; tell: is given how long it will take.
     Errors: BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted (finished trainings are kept), RunLocked, UsageError.
     """
-    began, place = time.monotonic(), choose_device(device)
+    place = choose_device(device)
     _take_back_a_plan(out, recipe)
     with open_run(out, recipe, resume=True) as folder, stop_request() as stop:
         study, text, schedule = _prepared(recipe, folder, place, tell)
@@ -110,7 +109,7 @@ def run_study(
             tokens=plan.tokens,
             text_bytes=text.bytes,
             text_sha256=text.sha256,
-            seconds=time.monotonic() - began,
+            seconds=trials.seconds,
             report=str(folder.report),
         )
         write_study_report(folder, study, result, runs, schedule.step_seconds)
@@ -167,14 +166,9 @@ class _Trials:
         device: torch.device, observers: Sequence[Observer], on_trial: Callable[[TrialEvent], None],
     ) -> None:  # fmt: skip
         self._recipe, self._folder, self._study, self._text = recipe, folder, study, text
-        self._schedule, self._stop, self._device, self._observers, self._on_trial = (
-            schedule,
-            stop,
-            device,
-            observers,
-            on_trial,
-        )
-        self._number = 0
+        self._schedule, self._stop, self._device = schedule, stop, device
+        self._observers, self._on_trial = observers, on_trial
+        self._number, self.seconds = 0, 0.0  # of training, over all sittings
 
     def base(self) -> ArmRun | None:
         """What adapters stand beside, trained once."""
@@ -205,6 +199,11 @@ class _Trials:
         return [tried[rate], *(self._run(arm, rate, seed) for seed in range(1, self._recipe.seeds))]
 
     def _run(self, arm: Arm, rate: float, seed: int, model: Llama | None = None) -> ArmRun:
+        run = self._read_or_trained(arm, rate, seed, model)
+        self.seconds += run.seconds
+        return run
+
+    def _read_or_trained(self, arm: Arm, rate: float, seed: int, model: Llama | None) -> ArmRun:
         path, self._number = self._folder / "runs" / _file_name(arm, rate, seed), self._number + 1
         if model is None and path.is_file():
             return read_run(path)

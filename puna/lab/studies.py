@@ -66,7 +66,12 @@ def _norms(base: ModelConfig) -> Study:
         Arm(name="LayerNorm, half as wide", model=_matched(replace(narrow, norm="layer"), narrow),
             against="RMSNorm, half as wide"),
     ]  # fmt: skip
-    return Study(name="norms", arms=arms, probes=_PROBES, shown=("gradient_norm_by_layer", "norm_share_of_step"))
+    return Study(
+        name="norms",
+        arms=arms,
+        probes=_PROBES,
+        shown=("gradient_norm_by_layer", "norm_microseconds", "norm_share_of_step"),
+    )
 
 
 def _activations(base: ModelConfig) -> Study:
