@@ -184,6 +184,6 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_study_is_timed_by_steps_that_are_run(lab_recipe, tmp_path: Path) -> None:
-    plan = plan_study(lab_recipe(seconds=30.0), tmp_path / "a")
+    plan = plan_study(lab_recipe(seconds=900.0), tmp_path / "a")
     assert plan_words(plan, 2).startswith("scale: 3 arms, 6 trainings of ")
-    assert plan.seconds == pytest.approx(30.0, rel=0.2)
+    assert plan.seconds == pytest.approx(900.0, rel=0.2)
