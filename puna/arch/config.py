@@ -79,8 +79,13 @@ class ModelConfig:
     @property
     def variants(self) -> tuple[str, ...]:
         """What makes this something else than LlamaForCausalLM computes, in words."""
+        pattern = () if isinstance(self.pattern, Causal) else (f"attention of kind {self.pattern.kind}",)
+        return (*pattern, *self._own_parts)
+
+    @property
+    def _own_parts(self) -> tuple[str, ...]:
+        """Of the variants those in the layers, the table or the head themselves, whoever attends to whom."""
         differs = {
-            f"attention of kind {self.pattern.kind}": not isinstance(self.pattern, Causal),
             f"norms of kind {self.norm}": self.norm != "rms",
             "norms after each branch": self.norm_placement != "pre",
             f"positions of kind {self.position}": self.position != "rope",
@@ -100,8 +105,7 @@ class ModelConfig:
         """What differs from a Llama's layers themselves, whoever attends to whom: adapters and compression do not know it."""
         biases = {"attention": self.attention_bias, "feed-forward": self.mlp_bias}
         gate = () if self.ffn == "swiglu" or not self.is_gated else (f"a feed-forward network of kind {self.ffn}",)
-        words = (words for words in self.variants if not words.startswith("attention of kind"))
-        return (*words, *gate, *(f"{part} with biases" for part, found in biases.items() if found))
+        return (*self._own_parts, *gate, *(f"{part} with biases" for part, found in biases.items() if found))
 
     @property
     def is_gated(self) -> bool:

@@ -18,12 +18,13 @@ __all__ = [
     "linear_size",
     "match_linears",
     "match_targets",
+    "norm_count",
+    "norm_parameters",
     "parameter_count",
     "position_rows",
     "read_one_input",
     "shares_input",
     "target_paths",
-    "vector_parameters",
 ]
 
 _PARENT = {
@@ -93,7 +94,7 @@ def parameter_count(config: ModelConfig) -> int:
     layer = sum(linear_size(config, name) for name in linear_shapes(config))
     tables = (1 if config.tied_embeddings else 2) * config.vocab_size + position_rows(config)
     head_bias = config.vocab_size * config.head_bias
-    return tables * config.dim + config.n_layers * layer + vector_parameters(config) + head_bias
+    return tables * config.dim + config.n_layers * layer + norm_parameters(config) + head_bias
 
 
 def linear_size(config: ModelConfig, name: str) -> int:
@@ -102,10 +103,14 @@ def linear_size(config: ModelConfig, name: str) -> int:
     return d_out * d_in + d_out * config.is_biased(name)
 
 
-def vector_parameters(config: ModelConfig) -> int:
+def norm_count(config: ModelConfig) -> int:
+    """Norms of the whole model."""
+    return len(config.norm_names) * config.n_layers + (config.norm_placement == "pre")
+
+
+def norm_parameters(config: ModelConfig) -> int:
     """What the norms learn, and the sinks of heads that have one."""
-    norms = len(config.norm_names) * config.n_layers + (config.norm_placement == "pre")
-    return norms * len(learned_vectors(config)) * config.dim + config.sink_layers * config.n_heads
+    return norm_count(config) * len(learned_vectors(config)) * config.dim + config.sink_layers * config.n_heads
 
 
 def learned_vectors(config: ModelConfig) -> tuple[str, ...]:

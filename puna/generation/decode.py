@@ -96,6 +96,7 @@ def stream(
     """
     prompt = _checked_prompt(model, tokenizer, prompt_ids, max_new_tokens)
     limit = min(max_new_tokens, model.config.max_seq_len - len(prompt))
+    model.eval()
     cache = KVCache(model.config, len(prompt) + limit, dtype=model.dtype, device=model.device)
     characters, scanner = TextStream(tokenizer), StopScanner(stop)
     unread, ids, pieces, seconds = prompt, list[int](), list[str](), list[float]()
@@ -132,6 +133,7 @@ def greedy_ids(
 
     Args: choose: finds it from hidden_D, the head's input, instead of the head (a preview head).
     """
+    model.eval()
     cache = KVCache(model.config, len(prompt_ids) + tokens, dtype=model.dtype, device=model.device)
     unread, ids = list(prompt_ids), list[int]()
     while len(ids) < tokens:
@@ -148,7 +150,7 @@ def _next_logits(model: Llama, ids: Sequence[int], cache: KVCache) -> Tensor:
 
 def _next_hidden(model: Llama, ids: Sequence[int], cache: KVCache) -> Tensor:
     """hidden_D of the last of `ids`, which the cache now holds too: what the head reads."""
-    return model.eval().hidden(torch.tensor([ids], device=model.device), cache=cache)[0, -1]
+    return model.hidden(torch.tensor([ids], device=model.device), cache=cache)[0, -1]
 
 
 def _checked_prompt(model: Llama, tokenizer: Tokenizer, ids: Sequence[int], max_new_tokens: int) -> list[int]:

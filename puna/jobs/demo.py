@@ -3,7 +3,6 @@
 Stopped at any moment, it keeps what was finished; the same command goes on from there.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from puna.arch.presets import find_preset
 from puna.errors import UsageError
 from puna.evaluation.perplexity import Likelihood, evaluate_text
 from puna.evaluation.unigram import byte_unigram_bits_per_byte, token_unigram_bits_per_byte
-from puna.files import lock_folder, remove_folder, staged_folder, sweep_stale, write_text
+from puna.files import lock_folder, remove_folder, sweep_stale, write_text
 from puna.jobs.adapt import adapt
 from puna.jobs.adapt_recipe import AdaptRecipe
 from puna.jobs.adapt_report import AdaptResult
@@ -36,11 +35,11 @@ from puna.jobs.run_folder import RunFolder, refuse_foreign
 from puna.jobs.train import TrainResult, train
 from puna.jobs.train_recipe import DataSource, TrainRecipe, resumed_recipe
 from puna.model.linears.adapter import LoraSettings
-from puna.text.corpus import Document
-from puna.tokens.learning import learn_tokenizer
+from puna.text.corpus import Document, documents_sha256
+from puna.tokens.learning import tokenizer_at
 from puna.tokens.shards import Shards, shards_at
 from puna.tokens.streaming import TextStream
-from puna.tokens.tokenizer import Tokenizer, load_tokenizer
+from puna.tokens.tokenizer import Tokenizer
 from puna.training.config import Precision, TimeBudget, TrainingConfig
 from puna.training.events import Observer
 
@@ -94,7 +93,7 @@ def demo(
             text = gather_text(recipe.text)
             tell_left_out(text.corpus, tell)
             parts = split_text(text, recipe.seed)
-            recipe = replace(recipe, text_sha256=_sha256(text))
+            recipe = replace(recipe, text_sha256=documents_sha256((*text.documents, *text.second)))
         _prepare(out, recipe)
         with clock.step("tokenizer"):
             tokenizer = _tokenizer(out / "tokenizer", parts.old)
@@ -167,14 +166,6 @@ def _refuse_foreign(out: Path) -> None:
             raise UsageError(f"{out} holds a run that is no demo", "choose another --out") from None
 
 
-def _sha256(text: DemoText) -> str:
-    """Of all documents of both kinds: what an unfinished demo has made belongs to one text."""
-    digest = hashlib.sha256()
-    for document in (*text.documents, *text.second):
-        digest.update(hashlib.sha256(document.text.encode()).digest())
-    return digest.hexdigest()
-
-
 def _prepare(out: Path, recipe: DemoRecipe) -> None:
     """Keep what an unfinished demo of the same recipe has made; clear away everything else that a demo made.
 
@@ -192,13 +183,9 @@ def _prepare(out: Path, recipe: DemoRecipe) -> None:
 
 def _tokenizer(folder: Path, documents: Sequence[Document]) -> Tokenizer:
     """Learn the tokenizer, or read back the one that an earlier sitting learned."""
-    if not folder.exists():
-        text_bytes = sum(len(document.text.encode()) for document in documents)
-        vocab_size = min(find_preset("small").config.vocab_size, max(384, text_bytes // _BYTES_PER_TOKEN_TYPE))
-        learned = learn_tokenizer((document.text for document in documents), vocab_size)
-        with staged_folder(folder) as temporary:
-            learned.save(temporary)
-    return load_tokenizer(folder)
+    text_bytes = sum(len(document.text.encode()) for document in documents)
+    vocab_size = min(find_preset("small").config.vocab_size, max(384, text_bytes // _BYTES_PER_TOKEN_TYPE))
+    return tokenizer_at(folder, (document.text for document in documents), vocab_size)
 
 
 def _train_recipe(recipe: DemoRecipe, out: Path, tokenizer: Tokenizer, shards: Shards) -> TrainRecipe:

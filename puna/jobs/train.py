@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from puna.arch.attention_pattern import Causal
 from puna.arch.config import ModelConfig
 from puna.errors import BadData, CheckpointMismatch
 from puna.jobs.fitting import device_memory, ensure_fits
@@ -28,7 +27,7 @@ from puna.jobs.sections import memory_section, model_section, read_history
 from puna.jobs.train_recipe import TrainRecipe
 from puna.model.init import initialise
 from puna.model.llama import Llama
-from puna.planning.counting import attended_pairs, parameter_count
+from puna.planning.counting import attended_share, parameter_count
 from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.planning.settings import FullTraining, Settings
 from puna.report.labels import label
@@ -189,12 +188,8 @@ def _plan(recipe: TrainRecipe, mixing: Mixing, place: torch.device) -> DryRun:
         epochs=dict(zip(mixing.names, visits, strict=False)),
         padding={name: each.padding for name, each in zip(mixing.names, mixing.rows, strict=True)},
         attention=recipe.model.pattern.kind,
-        attended_share=_attended_share(recipe.model, recipe.training.seq),
+        attended_share=attended_share(recipe.model, recipe.training.seq),
     )
-
-
-def _attended_share(config: ModelConfig, tokens: int) -> float:
-    return attended_pairs(config, tokens) / attended_pairs(replace(config, pattern=Causal()), tokens)
 
 
 def train_rows(result: TrainResult, lang: str = "en") -> list[tuple[str, str]]:

@@ -16,16 +16,19 @@ from puna.lab.data import GROUP, StudyText, rows_of
 from puna.lab.probes import Measures, Probe
 from puna.lab.study import Arm
 from puna.model.llama import Llama
-from puna.model.norms import running_statistics
+from puna.model.norms import remember_statistics
 from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TrainingConfig
 from puna.training.events import Event, HeldOut, Observer, StepEvent, ValidationEvent
 from puna.training.loop import LoopHooks, run_loop
 from puna.training.optimizer import build_optimizer
 
-__all__ = ["ArmRun", "Point", "read_run", "train_arm", "training_config", "write_run"]
+__all__ = ["CURVE_BATCHES", "ArmRun", "Point", "read_run", "train_arm", "training_config", "write_run"]
 
-_CURVE_POINTS, _CURVE_BATCHES = 12, 4
+_CURVE_POINTS, _POINT_BATCHES = 12, 4
+CURVE_BATCHES = _CURVE_POINTS * _POINT_BATCHES
+"""What a curve is judged by, over all its points."""
+
 _Number = TypeVar("_Number", int, float)
 
 
@@ -99,7 +102,7 @@ def train_arm(
     """
     watch = _Watch(model, config)
     hooks = LoopHooks(
-        validate=lambda: HeldOut(nats=evaluate_windows(model, text.choosing[:_CURVE_BATCHES]).nats_per_token),
+        validate=lambda: HeldOut(nats=evaluate_windows(model, text.choosing[:_POINT_BATCHES]).nats_per_token),
         save=lambda _: None,
         should_stop=lambda: bool(stop),
     )
@@ -139,11 +142,10 @@ def _grouped(windows: Sequence[_Number]) -> tuple[_Number, ...]:
 
 def _probed(model: Llama, text: StudyText, probes: Sequence[Probe]) -> Measures:
     found: Measures = {}
-    measured = {name: kept.clone() for name, kept in running_statistics(model).items()}
+    put_back = remember_statistics(model)
     for probe in probes:
         found |= probe(model, text.judged)
-        for name, kept in running_statistics(model).items():
-            kept.copy_(measured[name])
+        put_back()
     if len(text.held_out) > 1:
         for number, batches in enumerate(text.held_out, start=1):
             found[f"nats_of_source_{number}"] = evaluate_windows(model, batches).nats_per_token

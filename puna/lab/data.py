@@ -1,21 +1,19 @@
 """The text of a study: gathered, its tokenizer learned, cut into shards, once for all arms; and what judges them."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from puna.errors import BadData
-from puna.files import staged_folder
 from puna.jobs.demo_text import first_kind, second_kind
 from puna.lab.recipe import LabRecipe
 from puna.lab.study import Arm, Study
 from puna.model.batch import Batch
-from puna.text.corpus import Document, split_documents
+from puna.text.corpus import Document, documents_sha256, split_documents
 from puna.text.mixture import Mixture, exponent_weights, integer_weights
-from puna.tokens.learning import learn_tokenizer
+from puna.tokens.learning import tokenizer_at
 from puna.tokens.shards import Shards, shards_at
-from puna.tokens.tokenizer import Tokenizer, load_tokenizer
 from puna.training.batches import RowSource, ordered_windows
 from puna.training.config import TrainingConfig
 from puna.training.rows import cut_rows
@@ -57,26 +55,25 @@ def rows_of(text: StudyText, arm: Arm, config: TrainingConfig) -> RowSource:
     )
 
 
-def study_text(recipe: LabRecipe, study: Study | None, folder: Path) -> StudyText:
+def study_text(recipe: LabRecipe, study: Study, folder: Path) -> StudyText:
     """Gather, split and encode, or find what an earlier sitting made of the same text.
 
-    Args:   study: None: the first source alone.
     Errors: BadData: too little text. FormatError, DiskFull.
     """
     kinds = [first_kind(recipe.text)[1]]
-    if study is not None and study.sources > 1:
+    if study.sources > 1:
         kinds.append(second_kind())
     parts = [split_documents(documents, _share(documents), minimum=_LEAST_HELD_OUT) for documents in kinds]
-    sha256 = _sha256(kinds)
+    sha256 = documents_sha256(chain.from_iterable(kinds))
     place = folder / f"text-{sha256[:12]}-{recipe.vocab_size}"
-    tokenizer = _tokenizer(place / "tokenizer", parts[0][0], recipe.vocab_size)
+    tokenizer = tokenizer_at(place / "tokenizer", (document.text for document in parts[0][0]), recipe.vocab_size)
     sources = [shards_at(place / f"learned-{at}", part[0], tokenizer) for at, part in enumerate(parts)]
     groups = [
         _groups(shards_at(place / f"held-out-{at}", part[1], tokenizer), recipe.seq) for at, part in enumerate(parts)
     ]
-    wanted = (0,) if study is None else study.judged
-    count = min(_JUDGED_GROUPS // len(wanted), *(_judged_of(found) for found in groups))
-    held_out = [_spread(found[1::2], count) for found in groups]
+    wanted, judging = study.judged, [found[1::2] for found in groups]  # those between choose
+    count = min(_JUDGED_GROUPS // len(wanted), *map(len, judging))
+    held_out = [_spread(found, count) for found in judging]
     return StudyText(
         sources=sources,
         held_out=held_out,
@@ -105,29 +102,7 @@ def _groups(held_out: Shards, seq: int) -> list[Batch]:
     return groups
 
 
-def _judged_of(groups: Sequence[Batch]) -> int:
-    """Every second group judges; those between choose."""
-    return len(groups) // 2
-
-
 def _spread(groups: Sequence[Batch], count: int) -> list[Batch]:
     """So many of them, evenly."""
     many = min(count, len(groups))
     return [groups[at * len(groups) // many] for at in range(many)]
-
-
-def _tokenizer(folder: Path, documents: Sequence[Document], vocab_size: int) -> Tokenizer:
-    """Learned from the documents, or read back as an earlier sitting learned it."""
-    if not folder.exists():
-        learned = learn_tokenizer((document.text for document in documents), vocab_size)
-        with staged_folder(folder) as staged:
-            learned.save(staged)
-    return load_tokenizer(folder)
-
-
-def _sha256(kinds: Sequence[Sequence[Document]]) -> str:
-    digest = hashlib.sha256()
-    for documents in kinds:
-        for document in documents:
-            digest.update(hashlib.sha256(document.text.encode()).digest())
-    return digest.hexdigest()

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, stdev
 
+from puna.arch.modules import norm_count
 from puna.lab.arm_run import ArmRun
 from puna.lab.judging import Comparison, compare_arms
 from puna.lab.probes import Measures
 from puna.lab.recipe import LabRecipe
 from puna.lab.study import Arm, Study
 from puna.planning.compute import forward_flops
-from puna.planning.counting import attended_pairs, kv_cache_bytes_per_token
+from puna.planning.counting import attended_share, kv_cache_bytes_per_token
 
 __all__ = ["ArmResult", "StudyResult", "judged_arms"]
 
@@ -101,11 +102,10 @@ def judged_arms(
 
 def _counted(arm: Arm, recipe: LabRecipe) -> Measures:
     """What is known without training. A number less in a layer's Linears is two FLOPs less for a token."""
-    causal = recipe.seq * (recipe.seq + 1) / 2 * arm.model.n_heads * arm.model.n_layers
     return {
         "cache_bytes_per_token": kv_cache_bytes_per_token(arm.model),
         "flops_per_token": forward_flops(arm.model, recipe.seq).total / recipe.seq - 2 * arm.saved_numbers,
-        "attended_share": attended_pairs(arm.model, recipe.seq) / causal,
+        "attended_share": attended_share(arm.model, recipe.seq),
     }
 
 
@@ -130,8 +130,7 @@ def _norm_share(arm: Arm, runs: Sequence[ArmRun], token_seconds: float) -> Measu
         return {}
     if config.norm == "none":
         return {"norm_share_of_step": 0.0}
-    norms = len(config.norm_names) * config.n_layers + (config.norm_placement == "pre")
-    return {"norm_share_of_step": 1e-6 * microseconds / 1024 * norms / token_seconds}
+    return {"norm_share_of_step": 1e-6 * microseconds / 1024 * norm_count(config) / token_seconds}
 
 
 def _over(base: ArmRun | None, runs: Sequence[ArmRun]) -> Measures:

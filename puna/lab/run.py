@@ -63,9 +63,7 @@ def plan_study(recipe: LabRecipe, out: Path, device: str = "auto") -> StudyPlan:
     """How long a study will take; `out` keeps the text's shards and the recipe, which binds nobody yet. Errors: as run_study."""
     _take_back_a_plan(out, recipe)
     with open_run(out, recipe, resume=True):
-        study = find_study(recipe.study)(base_model(recipe, recipe.vocab_size))
-        text = study_text(recipe, study, out)
-        schedule = find_schedule(out / _SCHEDULE, study, recipe, text, choose_device(device))
+        study, _, schedule = _found(recipe, out, choose_device(device))
     return _plan(study, recipe, schedule)
 
 
@@ -131,9 +129,7 @@ def _prepared(
     Errors: CheckpointMismatch: the text has changed since. UsageError: too little time.
     """
     out = folder.path
-    study = find_study(recipe.study)(base_model(recipe, recipe.vocab_size))
-    text = study_text(recipe, study, out)
-    schedule = find_schedule(out / _SCHEDULE, study, recipe, text, device)
+    study, text, schedule = _found(recipe, out, device)
     digests = {"the text": text.sha256}
     record = {**machine_record(), "device": device.type, "data": digests}
     if (out / _SCHEDULE).exists():
@@ -145,6 +141,12 @@ def _prepared(
         write_json(out / _RECORD, record)
         write_json(out / _SCHEDULE, asdict(schedule))
     return study, text, schedule
+
+
+def _found(recipe: LabRecipe, out: Path, device: torch.device) -> tuple[Study, StudyText, Schedule]:
+    study = find_study(recipe.study)(base_model(recipe, recipe.vocab_size))
+    text = study_text(recipe, study, out)
+    return study, text, find_schedule(out / _SCHEDULE, study, recipe, text, device)
 
 
 def _plan(study: Study, recipe: LabRecipe, schedule: Schedule) -> StudyPlan:

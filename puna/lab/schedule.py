@@ -11,7 +11,7 @@ import torch
 
 from puna.errors import UsageError
 from puna.files import read_json
-from puna.lab.arm_run import training_config
+from puna.lab.arm_run import CURVE_BATCHES, training_config
 from puna.lab.data import GROUP, StudyText, rows_of
 from puna.lab.recipe import LabRecipe
 from puna.lab.study import Arm, Study, build_arm
@@ -24,7 +24,6 @@ __all__ = ["Schedule", "find_schedule", "make_schedule", "step_seconds"]
 _TIMED_STEPS = 5
 _FORWARD_SHARE = 0.4  # of a step, for judging the same tokens
 _PROBES_IN_STEPS = 12  # what the probes of a run take
-_CURVE_BATCHES = 12 * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,7 @@ def make_schedule(study: Study, recipe: LabRecipe, text: StudyText, device: torc
     began = time.monotonic()
     times = step_seconds(study.arms, recipe, text, device)
     each = len(recipe.rates(study)) + recipe.seeds - 1
-    windows = GROUP * (len(text.judged) + len(text.choosing) + _CURVE_BATCHES)
+    windows = GROUP * (len(text.judged) + len(text.choosing) + CURVE_BATCHES)
     judged = _FORWARD_SHARE * windows / recipe.batch + _PROBES_IN_STEPS
     fixed = each * judged * math.fsum(times.values()) + (time.monotonic() - began)
     per_step = each * math.fsum(arm.share * times[arm.name] for arm in study.arms)

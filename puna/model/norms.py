@@ -9,6 +9,7 @@ Sources: Zhang & Sennrich 2019, arXiv:1910.07467; eps inside the root, as in Lla
 Szegedy 2015, arXiv:1502.03167.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from puna.arch.variants import NormKind
 from puna.model.linears.derived import Derived
 
-__all__ = ["NORMS", "BatchNorm", "LayerNorm", "NoNorm", "RMSNorm", "running_statistics"]
+__all__ = ["NORMS", "BatchNorm", "LayerNorm", "NoNorm", "RMSNorm", "remember_statistics", "running_statistics"]
 
 
 class RMSNorm(nn.Module):
@@ -111,6 +112,17 @@ def running_statistics(model: nn.Module) -> dict[str, Tensor]:
     """What the model's norms measured on the way, by name; empty but for BatchNorm."""
     norms = ((path, module) for path, module in model.named_modules() if isinstance(module, BatchNorm))
     return {f"{path}.{name}": buffer for path, norm in norms for name, buffer in norm.named_buffers()}
+
+
+def remember_statistics(model: nn.Module) -> Callable[[], None]:
+    """What puts them back as they are now."""
+    pairs = [(kept, kept.clone()) for kept in running_statistics(model).values()]
+
+    def put_back() -> None:
+        for kept, before in pairs:
+            kept.copy_(before)
+
+    return put_back
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -46,8 +46,10 @@ def ways_to_attend(
             mask = attention_mask(pattern, config.n_heads, queries_T.to(device), keys_S.to(device))
             made[pattern] = partial(attend_where, mask=addend(mask, dtype))
     ways = [made[pattern] for pattern in layers]
+    if config.score_scale == "1/sqrt":
+        return ways
     again = config.score_factor * math.sqrt(config.head_dim)  # every way divides scores by sqrt(E)
-    return ways if config.score_scale == "1/sqrt" else [partial(_rescaled, way, again) for way in ways]
+    return [partial(_rescaled, way, again) for way in ways]
 
 
 def attention_mask(

@@ -7,8 +7,10 @@ Source: docs/math.md section 3.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
+from puna.arch.attention_pattern import Causal
 from puna.arch.config import ModelConfig
 from puna.arch.modules import (
     EMBEDDING,
@@ -19,13 +21,14 @@ from puna.arch.modules import (
     linear_path,
     linear_shapes,
     linear_size,
+    norm_parameters,
     parameter_count,
     position_rows,
-    vector_parameters,
 )
 
 __all__ = [
     "attended_pairs",
+    "attended_share",
     "embedding_parameters",
     "group_parameters",
     "head_parameters",
@@ -44,11 +47,6 @@ __all__ = [
 def linear_parameters(config: ModelConfig) -> int:
     """Those of the Linears inside the layers (N_lin), and their biases."""
     return config.n_layers * sum(linear_size(config, name) for name in LINEARS)
-
-
-def norm_parameters(config: ModelConfig) -> int:
-    """What the norms learn, and the sinks of heads that have one."""
-    return vector_parameters(config)
 
 
 def group_parameters(config: ModelConfig, group: str) -> int:
@@ -136,6 +134,11 @@ def attended_pairs(config: ModelConfig, tokens: int) -> int:
         heads = config.n_heads // len(pattern.parts)
         pairs += layers * heads * sum(part.attended(tokens) for part in pattern.parts)
     return pairs
+
+
+def attended_share(config: ModelConfig, tokens: int) -> float:
+    """Of the pairs that causal attention sees in a sequence of `tokens` the share that the model's own sees."""
+    return attended_pairs(config, tokens) / attended_pairs(replace(config, pattern=Causal()), tokens)
 
 
 def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:

@@ -12,7 +12,15 @@ from pathlib import Path
 from puna.errors import BadData, UsageError
 from puna.text.reading import Entry, holds_lines, last_line_end, read_entries
 
-__all__ = ["Corpus", "Document", "DocumentStream", "cut_documents", "read_documents", "split_documents"]
+__all__ = [
+    "Corpus",
+    "Document",
+    "DocumentStream",
+    "cut_documents",
+    "documents_sha256",
+    "read_documents",
+    "split_documents",
+]
 
 SHOWN_PLACES = 5
 MAX_BAD_SHARE = 0.01
@@ -190,6 +198,14 @@ def split_documents(
     held = set(ranked[:count])
     sides = [(document, digest in held) for document, digest in zip(documents, digests, strict=True)]
     return tuple(d for d, is_held in sides if not is_held), tuple(d for d, is_held in sides if is_held)
+
+
+def documents_sha256(documents: Iterable[Document]) -> str:
+    """A digest of the texts in their order, in hexadecimal: what was made of them belongs to them alone."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(hashlib.sha256(document.text.encode()).digest())
+    return digest.hexdigest()
 
 
 def cut_documents(documents: Iterable[Document], target_bytes: int) -> tuple[Document, ...]:

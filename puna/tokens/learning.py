@@ -7,16 +7,18 @@ Source: Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2; pre-tokeniser
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as TokenizerFile
 
 from puna.errors import BadData, UsageError
+from puna.files import staged_folder
 from puna.tokens.byte_level import BYTE_CHARACTERS, LLAMA3_PATTERN
 from puna.tokens.special_names import BOS, EOS, SPECIALS
-from puna.tokens.tokenizer import PLAIN_CONFIG, Tokenizer, tokenizer_from_json
+from puna.tokens.tokenizer import PLAIN_CONFIG, Tokenizer, load_tokenizer, tokenizer_from_json
 
-__all__ = ["learn_tokenizer"]
+__all__ = ["learn_tokenizer", "tokenizer_at"]
 
 
 def learn_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -44,6 +46,15 @@ def learn_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, begin)]
     )
     return tokenizer_from_json(file.to_str(pretty=True), _config(file))
+
+
+def tokenizer_at(folder: Path, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """The tokenizer of a folder, or where there is none yet one learned from the texts. Errors: as learn_tokenizer; DiskFull."""
+    if not folder.exists():
+        learned = learn_tokenizer(texts, vocab_size)
+        with staged_folder(folder) as staged:
+            learned.save(staged)
+    return load_tokenizer(folder)
 
 
 def _learn(texts: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:

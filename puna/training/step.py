@@ -12,14 +12,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from puna.errors import BadData
 from puna.model.batch import Batch
 from puna.model.llama import Llama
 from puna.model.loss import Nats, chunked_nats
-from puna.model.norms import running_statistics
+from puna.model.norms import remember_statistics
 from puna.training.config import Precision
 
 __all__ = ["Loss", "StepOutcome", "autocast", "batch_nats", "train_step"]
@@ -87,11 +87,11 @@ def train_step(
         )
     optimizer.zero_grad(set_to_none=True)
     model.train()
-    measured = [(kept, kept.clone()) for kept in running_statistics(model).values()]
+    put_back = remember_statistics(model)
     total = 0.0
     for number, batch in enumerate(batches):
         if number and should_stop():
-            _drop(optimizer, measured)
+            _drop(optimizer, put_back)
             return None
         with autocast(precision, device):
             nats = loss(model, batch.to(device))
@@ -103,7 +103,7 @@ def train_step(
     norm = float(nn.utils.clip_grad_norm_(weights, clip, foreach=True))
     outcome = StepOutcome(nats=total / targets, targets=targets, gradient_norm=norm)
     if not outcome.is_applied:
-        _drop(optimizer, measured)
+        _drop(optimizer, put_back)
         return outcome
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_ratio", 1.0)
@@ -111,8 +111,7 @@ def train_step(
     return outcome
 
 
-def _drop(optimizer: Optimizer, measured: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _drop(optimizer: Optimizer, put_back: Callable[[], None]) -> None:
     """Forget a step's gradients, and what a BatchNorm measured in it."""
     optimizer.zero_grad(set_to_none=True)
-    for kept, before in measured:
-        kept.copy_(before)
+    put_back()
