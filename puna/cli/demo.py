@@ -32,7 +32,7 @@ def demo(
         seconds: how long pretraining lasts; the whole takes about twice as long.
         seed: the same seed reads the same data.
         text: a folder of documents of your own, in any language.
-        lang: the report's language.
+        lang: the report's language; zh is Traditional Chinese.
         threads: CPU threads; 0 leaves torch's choice.
     """
     from puna.jobs.demo import DemoRecipe

@@ -100,5 +100,11 @@ ENGLISH_LAB = {
     "lab.measure.gained": "Gained, nats of prose",
     "lab.measure.forgotten": "Forgotten, nats of code",
     "lab.measure.norm_share_of_step": "Norms, share of a step",
+    "lab.training_flops": "{flops} training FLOPs",
+    "lab.size.parameters": "parameters",
+    "lab.size.flops_per_token": "FLOPs for each token that is read",
+    "lab.measured.parameters": "Held-out nats against parameters; arms that took equal training FLOPs are joined.",
+    "lab.measured.flops_per_token": "The same against what reading one token costs: two arms above each other answer at "
+    "equal cost.",
     "lab.slides": "Every chart of this page is an SVG file of its own in `{folder}`, for a slide.",
 }

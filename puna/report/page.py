@@ -21,7 +21,7 @@ __all__ = ["Commands", "Fact", "Facts", "Figure", "Formula", "Item", "Quote", "S
 
 _WIDE, _NARROW = 720, 360  # CSS pixels; page.css shows one of the two
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMGTP]?i?B|µs|ms|s|min|h|d)(?!\w))")
-_LANG_TAGS = {"zh": "zh-Hans"}
+_LANG_TAGS = {"zh": "zh-Hant"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -182,7 +182,7 @@ def test_what_was_dropped_is_in_the_result_and_on_the_page(
     assert ("dropped: nothing to learn", f"1 ({mixed}:41)") in adapt_rows(result)
     assert f"dropped: {shape}" in RunFolder(runs / "a").report.read_text()
     assert adapt(recipe, runs / "a", anyway=True, resume=True).records == result.records
-    assert record_rows("zh", result.records)[1][0] == "丢弃：没有要学的内容"
+    assert record_rows("zh", result.records)[1][0] == "丟棄：沒有要學的內容"
 
 
 def test_every_reason_of_the_lint_has_words_in_every_language() -> None:
@@ -195,7 +195,7 @@ def test_every_reason_of_the_lint_has_words_in_every_language() -> None:
         assert text in quoted | {"longer than a row of {number}"}
         assert reason_label("en", reason) == reason
         assert reason_label("zh", reason) != reason
-    assert reason_label("zh", "longer than a row of 64") == "比一行（64 个词元）长"
+    assert reason_label("zh", "longer than a row of 64") == "比一列（64 個詞元）長"
     places = [r"return \"([^\"]+)\"\n", r"else \"(not [^\"]+)\"\n", r"reason=\"([^\"]+)\"", r"_NO_KIND = \"([^\"]+)\""]
     said = {word for file in SOURCES for each in places for word in re.findall(each, (ROOT / file).read_text("utf-8"))}
     assert said >= {"not JSON", "not an object", "unknown role", "empty answer", "half a surrogate pair"}

@@ -55,7 +55,7 @@ def test_healing_gains_and_stores_no_more(world, healed, runs: Path) -> None:
     assert plain.healing is None
     for lang in ("en", "zh"):
         assert f"{result.healing.kl_after:.4f}" in dict(compress_rows(result, lang)).get(
-            {"en": "healing", "zh": "修复训练"}[lang], ""
+            {"en": "healing", "zh": "修復訓練（healing）"}[lang], ""
         )
     first = json.loads(RunFolder(out).metrics.read_text().splitlines()[0])
     assert first["nats"] < 3 * result.healing.kl_before < 1  # a divergence is learned, not the text

@@ -65,7 +65,7 @@ def test_fewer_heads_alone_are_a_plain_llama(world, pooled) -> None:
     text = world.judge.read_text()
     gained = [evaluate_text(model.llama, model.tokenizer, text).nats_per_token for model in (before, after)]
     assert gained[1] - gained[0] == pytest.approx(result.added_nats, abs=1e-6)
-    for lang, row in (("en", "cache of a token"), ("zh", "每个词元的缓存")):
+    for lang, row in (("en", "cache of a token"), ("zh", "每個詞元的快取")):
         assert dict(compress_rows(result, lang))[row] == "512 B → 256 B"
     page = RunFolder(out).report.read_text()
     assert all(part in page for part in ("One lever after another", "fewer key-value heads", "Cache, a token"))

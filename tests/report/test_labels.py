@@ -28,7 +28,7 @@ def test_no_label_is_empty_and_backticks_come_in_pairs(lang: str) -> None:
 
 def test_a_label_is_filled() -> None:
     assert label("en", "drawing.layers", layers=6) == "× 6 layers"
-    assert label("zh", "drawing.layers", layers=6) == "× 6 层"
+    assert label("zh", "drawing.layers", layers=6) == "× 6 層"
 
 
 def test_an_unknown_language_is_a_usage_error() -> None:

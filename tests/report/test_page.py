@@ -124,7 +124,7 @@ def test_light_and_dark_define_the_same_colours() -> None:
 
 
 def test_the_page_says_its_language() -> None:
-    assert '<html lang="zh-Hans">' in page(lang="zh")
-    assert "目录" in page(lang="zh")
+    assert '<html lang="zh-Hant">' in page(lang="zh")
+    assert "目錄" in page(lang="zh")
     with pytest.raises(UsageError):
         page(lang="xx")
