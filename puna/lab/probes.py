@@ -5,7 +5,7 @@ Numbers of each layer are lists; their means over layers stand beside them.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from statistics import fmean, median
@@ -16,13 +16,12 @@ from torch import Tensor
 from puna.adaptation.targets import relative_update as size_of_update
 from puna.model.attention import Attend
 from puna.model.batch import Batch
-from puna.model.block import Block, PostNormBlock
 from puna.model.feed_forward import FeedForward
 from puna.model.linears.derived import Derived, value_of
 from puna.model.llama import Llama
 from puna.model.loss import token_nats
-from puna.model.positions import Rotate
 from puna.model.visibility import attention_mask, ways_to_attend
+from puna.model.walk import look_inside, walk
 from puna.training.step import batch_nats
 
 __all__ = [
@@ -63,19 +62,13 @@ def gradient_norms(model: Llama, batches: Sequence[Batch]) -> Measures:
 def score_statistics(model: Llama, batches: Sequence[Batch]) -> Measures:
     """Variance of the scores that a query sees, and the entropy of its weights as a share of the largest it could have."""
     variances, entropies = list[float](), list[float]()
-    for layer, (block, x_BTD, rotate, attend) in enumerate(_layers(model.eval(), batches[0])):
-        seen = _visible(model, layer, x_BTD.shape[1])
-
-        def watch(
-            q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, sink_H: Tensor | None,
-            seen: Tensor = seen, attend: Attend = attend,
-        ) -> Tensor:  # fmt: skip
-            variance, entropy = _score_statistics(model, q_BHTE, k_BGSE, seen)
-            variances.append(variance)
-            entropies.append(entropy)
-            return attend(q_BHTE, k_BGSE, v_BGSE, sink_H)
-
-        block(x_BTD, rotate, watch, None)
+    for layer, stage in enumerate(walk(model.eval(), batches[0].ids_BT)):
+        view = look_inside(stage)
+        variance, entropy = _score_statistics(
+            model, view.q_BHTE, view.k_BGSE, _visible(model, layer, view.q_BHTE.shape[2])
+        )
+        variances.append(variance)
+        entropies.append(entropy)
     return {
         "score_variance_by_layer": variances,
         "score_variance": fmean(variances),
@@ -88,10 +81,10 @@ def score_statistics(model: Llama, batches: Sequence[Batch]) -> Measures:
 def dead_units(model: Llama, batches: Sequence[Batch]) -> Measures:
     """The share of feed-forward units whose function has a slope below 0.001 at every token of a batch: none learns there."""
     shares = []
-    for block, x_BTD, rotate, attend in _layers(model.eval(), batches[0]):
-        inputs = list[Tensor | Derived]()
+    for stage in walk(model.eval(), batches[0].ids_BT):
+        block, inputs = stage.block, list[Tensor | Derived]()
         hook = block.mlp.register_forward_pre_hook(lambda _, given, kept=inputs: kept.append(given[0]))
-        block(x_BTD, rotate, attend, None)
+        stage.run()
         hook.remove()
         linear = block.mlp.gate_proj if isinstance(block.mlp, FeedForward) else block.mlp.up_proj
         before_NF = linear(value_of(inputs[0])).flatten(0, -2)
@@ -151,18 +144,6 @@ def attention_milliseconds(model: Llama, _batches: Sequence[Batch]) -> Measures:
 
 def _attend_there_and_back(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> None:
     attend(q, k, v, None).sum().backward()
-
-
-def _layers(model: Llama, batch: Batch) -> Iterator[tuple[Block | PostNormBlock, Tensor, Rotate, Attend]]:
-    """Each layer with what reaches it."""
-    positions_BT = torch.arange(batch.ids_BT.shape[1], device=model.device)[None]
-    x_BTD = model.position.add(model.embed_tokens(batch.ids_BT.to(model.device)).to(model.dtype), positions_BT)
-    rotate = model.position.rotation(positions_BT)
-    ways = ways_to_attend(model.config, positions_BT.shape[1], None, None, model.device, x_BTD.dtype)
-    for block, attend in zip(model.layers, ways, strict=True):
-        assert isinstance(block, Block | PostNormBlock)
-        yield block, x_BTD, rotate, attend
-        x_BTD = block(x_BTD, rotate, attend, None)
 
 
 def _visible(model: Llama, layer: int, tokens: int) -> Tensor:

@@ -9,7 +9,7 @@ from puna.jobs.run_report import write_run_report
 from puna.lab.arm_run import ArmRun
 from puna.lab.result import ArmResult, StudyResult
 from puna.lab.study import Study
-from puna.report.charts import Axis, Chart, Interval, IntervalChart, LineChart, Series, draw_slide
+from puna.report.charts import Axis, Chart, Interval, IntervalChart, LineChart, ScatterChart, Series, draw_slide
 from puna.report.labels import label
 from puna.report.numbers import human_bytes, human_count, human_number, human_percent, human_seconds
 from puna.report.page import Figure, Section, Table
@@ -41,6 +41,7 @@ def write_study_report(
         **_curves(lang, runs, step_seconds),
         **_by_layer(lang, study, result),
         **_by_tokens(lang, study, result),
+        **_by_size(lang, study, result),
     }
     for name, figure in pictures.items():
         assert isinstance(figure.content, Chart)
@@ -183,6 +184,34 @@ def _by_tokens(lang: str, study: Study, result: StudyResult) -> dict[str, Figure
                 content=chart, caption=label(lang, f"lab.measured.{family}")
             )
     return pictures
+
+
+def _by_size(lang: str, study: Study, result: StudyResult) -> dict[str, Figure]:
+    """Of arms of different sizes the loss against parameters and FLOPs a token; those of equal training FLOPs are joined."""
+    if not study.compares_sizes:
+        return {}
+    groups: dict[str, list[ArmResult]] = {}
+    for arm in (arm for arm in result.arms if arm.diverged is None):
+        flops = 3 * float(str(arm.measures["flops_per_token"])) * result.tokens * study.arm(arm.name).share
+        groups.setdefault(label(lang, "lab.training_flops", flops=f"{flops:.1e}"), []).append(arm)
+    pictures = {}
+    for name in ("parameters", "flops_per_token"):
+        series = [
+            Series(
+                name=group, x=[_size(arm, name) for arm in arms], y=[arm.validation_nats for arm in arms],
+                spread=[0.0 if math.isnan(arm.spread) else arm.spread for arm in arms], names=[arm.name for arm in arms],
+            )
+            for group, arms in groups.items()
+        ]  # fmt: skip
+        x, y = Axis(label=label(lang, f"lab.size.{name}"), form="count", is_log=True), label(lang, "lab.axis.nats")
+        chart = ScatterChart(x=x, y=Axis(label=y), series=series)
+        caption = label(lang, f"lab.measured.{name}")
+        pictures[f"nats-by-{name.replace('_', '-')}"] = Figure(content=chart, caption=caption)
+    return pictures
+
+
+def _size(arm: ArmResult, name: str) -> float:
+    return float(arm.parameters if name == "parameters" else str(arm.measures[name]))
 
 
 def measure_rows(study: Study, result: StudyResult, lang: str = "en") -> tuple[list[str], list[list[str]]]:

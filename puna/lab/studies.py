@@ -163,7 +163,9 @@ def _scale(base: ModelConfig) -> Study:
 
 
 def _size(base: ModelConfig) -> Study:
-    """Half, once and twice the width at equal training FLOPs: the smaller reads more."""
+    """Half, once and twice the width at equal training FLOPs: the smaller reads more. And the smallest, at its equal cost of
+    inference, reading twice as much again.
+    """
     flops = _flops(base)
     arms = []
     for name, times in (("half as wide", 0.5), ("the base", 1.0), ("twice as wide", 2.0)):
@@ -173,7 +175,10 @@ def _size(base: ModelConfig) -> Study:
         )  # fmt: skip
         against = None if times == 1 else "the base"
         arms.append(Arm(name=name, model=model, against=against, share=flops / _flops(model)))
-    return Study(name="size", arms=arms, probes=_PROBES, shown=("flops_per_token", "cache_bytes_per_token"))
+    small = arms[0]
+    arms.append(replace(small, name=f"{small.name}, twice the tokens", against=small.name, share=2 * small.share))
+    shown = ("flops_per_token", "cache_bytes_per_token")
+    return Study(name="size", arms=arms, probes=_PROBES, shown=shown, compares_sizes=True)
 
 
 def _optimizer(base: ModelConfig) -> Study:

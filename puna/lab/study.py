@@ -71,6 +71,7 @@ class Study:
     shown:   measures that its report draws or lists, by name.
     sources: kinds of text: one, or the language reference beside it. judged: those of them that arms are compared on.
     base:    what is trained first, once, for adapters to stand beside. rates: candidates, unless the recipe names some.
+    compares_sizes: its loss is also drawn against parameters and against FLOPs a token.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Study:
     judged: Sequence[int] = (0,)
     base: Arm | None = None
     rates: Sequence[float] = (1e-3, 3e-3)
+    compares_sizes: bool = False
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

@@ -73,6 +73,18 @@ def test_the_report_says_what_was_found_and_every_chart_is_a_file(lab_recipe, fi
     assert result.tokens == result.steps * 2 * 64
 
 
+def test_sizes_are_drawn_against_parameters_and_those_of_equal_training_are_joined(
+    lab_recipe, fixed_steps, tmp_path: Path
+) -> None:
+    run_study(lab_recipe(study="size", seeds=1, seconds=6.5), tmp_path / "a")
+    charts = {path.name: path.read_text() for path in (tmp_path / "a" / "charts").iterdir()}
+    drawn = charts["nats-by-parameters.svg"]
+    assert drawn.count(" training FLOPs<") == 2
+    for name in ("half as wide", "the base", "twice as wide", "half as wide, twice the tokens"):
+        assert f">{name}<" in drawn
+        assert f">{name}<" in charts["nats-by-flops-per-token.svg"]
+
+
 def test_the_same_tokens_reach_every_arm_and_seeds_differ(lab_recipe, fixed_steps, tmp_path: Path, monkeypatch) -> None:
     seen: dict[tuple[int, str], list[int]] = {}
     original = lab_run.train_arm

@@ -53,8 +53,12 @@ def test_the_ladder_begins_in_2017_and_ends_at_a_llama() -> None:
     assert [arm.against for arm in arms] == [None, *(arm.name for arm in arms[:-1])]
 
 
-def test_sizes_are_trained_with_equal_flops() -> None:
-    for arm in STUDIES["size"](BASE).arms:
+def test_sizes_are_trained_with_equal_flops_and_one_at_equal_inference_twice_as_long() -> None:
+    *arms, longer = STUDIES["size"](BASE).arms
+    assert longer.model == arms[0].model
+    assert longer.share == 2 * arms[0].share
+    assert longer.against == arms[0].name
+    for arm in arms:
         spent = arm.share * forward_flops(arm.model, 256).total
         assert spent == pytest.approx(forward_flops(BASE, 256).total, rel=1e-6)
 
