@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from puna.cli.adapt_dry_run import show_dry_run
 from puna.cli.console import print_json, print_table
-from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, RecordOptions, resume_stands_alone
+from puna.cli.options import Count, Json, Lang, MachineOptions, RecipeOptions, RecordOptions, resume_stands_alone
 from puna.cli.preview import show_preview
 from puna.cli.progress import training_progress
 from puna.errors import UsageError
@@ -42,6 +42,7 @@ def adapt(
     resume: bool = False,
     dry_run: bool = False,
     tensorboard: bool | None = None,
+    lang: Lang = "en",
     json: Json = False,
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     records: RecordOptions = RecordOptions(),  # noqa: B008
@@ -106,7 +107,7 @@ def adapt(
     with training_progress("adapting") as observer:
         result = job.adapt(
             recipe, out, resume=resume, anyway=anyway, device=machine.device, observers=(observer,),
-            tensorboard=tensorboard,
+            tensorboard=tensorboard, lang=lang,
         )  # fmt: skip
     if json:
         print_json(result)

@@ -7,7 +7,7 @@ from cyclopts import App
 
 from puna.cli.console import print_json, print_table
 from puna.cli.frontier import refuse_beside_frontier, show_frontier
-from puna.cli.options import Count, Json, RecipeOptions
+from puna.cli.options import Count, Json, Lang, RecipeOptions
 from puna.cli.progress import compression_progress, training_progress
 
 __all__ = ["app"]
@@ -41,6 +41,7 @@ def compress(
     frontier: bool = False,
     device: str = "auto",
     threads: int = 0,
+    lang: Lang = "en",
     json: Json = False,
     recipes: RecipeOptions = RecipeOptions(),  # noqa: B008 - frozen
 ) -> None:
@@ -91,7 +92,7 @@ def compress(
             embedding_tables=embedding_tables, embedding_metric=embedding_metric, recipe=recipes.recipe,
             set=recipes.settings or None,
         )  # fmt: skip
-        show_frontier(model, out, calibration, method or "auto", evaluate, healing, device, is_json=json)
+        show_frontier(model, out, calibration, method or "auto", evaluate, healing, device, lang=lang, is_json=json)
         return
     recipe = compress_recipe(
         model=model, calibration=calibration, method=method, keep=keep, allocation=allocation, kv_heads=kv_heads,
@@ -100,7 +101,7 @@ def compress(
         recipe=recipes.recipe, settings=recipes.settings, training=healing,
     )  # fmt: skip
     with compression_progress() as cutting, training_progress("healing") as steps:
-        result = job.compress(recipe, out, device=device, observers=(cutting, steps))
+        result = job.compress(recipe, out, device=device, observers=(cutting, steps), lang=lang)
     if json:
         print_json(result)
     else:

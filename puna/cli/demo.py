@@ -1,12 +1,11 @@
 """`puna demo`."""
 
 from pathlib import Path
-from typing import Literal
 
 from cyclopts import App
 
 from puna.cli.console import print_json, print_table, say
-from puna.cli.options import Json
+from puna.cli.options import Json, Lang
 from puna.cli.progress import training_progress
 
 __all__ = ["app"]
@@ -21,7 +20,7 @@ def demo(
     seconds: float = 90.0,
     seed: int = 0,
     text: Path | None = None,
-    lang: Literal["en", "zh"] = "en",
+    lang: Lang = "en",
     threads: int = 0,
     json: Json = False,
 ) -> None:
@@ -32,7 +31,6 @@ def demo(
         seconds: how long pretraining lasts; the whole takes about twice as long.
         seed: the same seed reads the same data.
         text: a folder of documents of your own, in any language.
-        lang: the report's language; zh is Traditional Chinese.
         threads: CPU threads; 0 leaves torch's choice.
     """
     from puna.jobs.demo import DemoRecipe

@@ -31,11 +31,12 @@ def show_frontier(
     healing: Mapping[str, Any],
     device: str,
     *,
+    lang: str,
     is_json: bool,
 ) -> None:
     """Measure a frontier and print it.
 
-    Args:   healing: what `training_flags` made of its flags.
+    Args:   healing: what `training_flags` made of its flags. lang: the report's.
     Errors: UsageError without a calibration text, and those of the job.
     """
     from puna.jobs.compress_recipe import healing_table
@@ -53,7 +54,7 @@ def show_frontier(
         healing=None if table is None else fill(TrainingConfig, table, "healing."),
     )  # fmt: skip
     with progress_line("comparing") as update, training_progress("training") as observer:
-        result = measure_frontier(recipe, out, device=device, on_progress=update, observers=(observer,))
+        result = measure_frontier(recipe, out, device=device, on_progress=update, observers=(observer,), lang=lang)
     if is_json:
         print_json(result)
         return

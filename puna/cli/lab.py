@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import App
 
 from puna.cli.console import print_json, print_table, say
-from puna.cli.options import Count, Json, RecipeOptions
+from puna.cli.options import Count, Json, Lang, RecipeOptions
 from puna.cli.progress import training_progress
 from puna.errors import UsageError
 from puna.report.labels import label
@@ -35,6 +35,7 @@ def lab(
     dry_run: bool = False,
     device: str = "auto",
     threads: int = 0,
+    lang: Lang = "en",
     json: Json = False,
     recipes: RecipeOptions = RecipeOptions(),  # noqa: B008 - frozen
 ) -> None:
@@ -62,10 +63,11 @@ def lab(
     given = {"seconds": seconds, "seeds": seeds, "text": None if text is None else str(text), "batch": batch, "seq": seq,
              "learning_rates": rates}  # fmt: skip
     if study is None:
-        named = [name for name, value in {**given, "out": out, "recipe": recipes.recipe}.items() if value is not None]
+        others = {"out": out, "lang": None if lang == "en" else lang, "recipe": recipes.recipe}
+        named = [name for name, value in {**given, **others}.items() if value is not None]
         _list_studies([*named, *(["set"] if recipes.settings else []), *(["json"] if json else [])])
         return
-    _run(study, given, out, recipes, device, is_dry=dry_run, is_json=json)
+    _run(study, given, out, recipes, device, lang, is_dry=dry_run, is_json=json)
 
 
 def _run(
@@ -74,6 +76,7 @@ def _run(
     out: Path | None,
     recipes: RecipeOptions,
     device: str,
+    lang: str,
     *,
     is_dry: bool,
     is_json: bool,
@@ -98,7 +101,7 @@ def _run(
         say(f"{trial.number} of {trial.count}: {trial.arm}, rate {trial.rate:g}, seed {trial.seed}")
 
     with training_progress("training") as observer:
-        result = run_study(recipe, out, device=device, observers=(observer,), on_trial=begin, tell=say)
+        result = run_study(recipe, out, device=device, observers=(observer,), on_trial=begin, tell=say, lang=lang)
     if is_json:
         print_json(result)
     else:

@@ -10,7 +10,7 @@ from cyclopts import Parameter, Token
 from puna.errors import UsageError
 from puna.jobs.quantities import parse_count
 
-__all__ = ["Count", "Json", "MachineOptions", "RecipeOptions", "RecordOptions", "Text", "resume_stands_alone"]
+__all__ = ["Count", "Json", "Lang", "MachineOptions", "RecipeOptions", "RecordOptions", "Text", "resume_stands_alone"]
 
 
 def _count(_type: Any, tokens: Sequence[Token]) -> int:
@@ -23,6 +23,8 @@ def _count(_type: Any, tokens: Sequence[Token]) -> int:
 Count = Annotated[int, Parameter(converter=_count)]
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Json = Annotated[bool, Parameter(name="--json", help="print one JSON object on stdout and nothing else.")]
+
+Lang = Annotated[Literal["en", "zh"], Parameter(help="the report's language; zh is Traditional Chinese.")]
 
 
 @Parameter(name="*")
@@ -71,7 +73,7 @@ class RecordOptions:
     loss: Literal["completion", "assistant", "all"] | None = None
 
 
-_WITH_RESUME = {"anyway", "out", "resume", "json", "device", "threads", "tensorboard", "settings"}
+_WITH_RESUME = {"anyway", "out", "resume", "json", "lang", "device", "threads", "tensorboard", "settings"}
 
 
 def resume_stands_alone(**given: object) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import App
 
 from puna.cli.console import fits_row, print_json, print_table, say
-from puna.cli.options import Count, Json, MachineOptions, RecipeOptions, resume_stands_alone
+from puna.cli.options import Count, Json, Lang, MachineOptions, RecipeOptions, resume_stands_alone
 from puna.cli.progress import training_progress
 from puna.errors import ToleranceExceeded
 
@@ -39,6 +39,7 @@ def train(
     dry_run: bool = False,
     verify_resume: bool = False,
     tensorboard: bool | None = None,
+    lang: Lang = "en",
     json: Json = False,
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     recipes: RecipeOptions = RecipeOptions(),  # noqa: B008
@@ -90,7 +91,7 @@ def train(
     with training_progress("training", lambda: _ceiling(recipe, machine.device)) as observer:
         result = job.train(
             recipe, out, resume=resume, anyway=anyway, device=machine.device, observers=(observer,),
-            tensorboard=tensorboard, tell=say,
+            tensorboard=tensorboard, lang=lang, tell=say,
         )  # fmt: skip
     if json:
         print_json(result)

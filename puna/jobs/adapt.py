@@ -22,6 +22,7 @@ from puna.jobs.run_folder import RunFolder, open_run, run_training, take_best
 from puna.jobs.run_report import learning_sections, write_run_report, write_unfinished_report
 from puna.jobs.sections import memory_section, read_history
 from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
+from puna.report.labels import check_language
 from puna.report.page import Section
 from puna.training.checkpoint import TrainState
 from puna.training.events import Observer
@@ -44,17 +45,18 @@ def adapt(
     memory_bytes: int | None = None,
     observers: tuple[Observer, ...] = (),
     tensorboard: bool | None = None,
+    lang: str = "en",
 ) -> AdaptResult:
     """Train an adapter into `out`/adapter, or every weight into `out`/model; with `resume`, from the latest checkpoint.
 
     A finished run is not trained further: its result is made again from its checkpoints.
-
     Args:   anyway: learn from what can be learned, whatever the lint of the records says, and even where the plan is larger
             than the memory. memory_bytes: what there is; None: what is free.
-            tensorboard: whether to write event files for it; None: where it is installed.
+            tensorboard: whether to write event files for it; None: where it is installed. lang: the report's.
     Errors: BadData, CheckpointMismatch, DiskFull, DoesNotFit, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked,
             UsageError.
     """
+    check_language(lang)
     out, place = Path(out), choose_device(device)
     _ensure_fits(recipe, place, resume=resume, anyway=anyway, memory_bytes=memory_bytes)
     with open_run(out, recipe, resume=resume) as folder:
@@ -72,7 +74,8 @@ def adapt(
             folder, loaded.llama, config, RecordSource(packed.rows, config.batch, config.micro_batch, config.seed),
             judges.held_out, observers, peak=peak, data={"the records": digest},
             show=lambda state, is_stopped: write_unfinished_report(
-                folder, "adapt", state, config, _sections(folder, recipe, loaded, state), is_stopped=is_stopped
+                folder, "adapt", state, config, _sections(lang, folder, recipe, loaded, state),
+                is_stopped=is_stopped, lang=lang,
             ),
             tensorboard=tensorboard,
         )  # fmt: skip
@@ -81,8 +84,8 @@ def adapt(
         change = Change(step=step, before=before, after=after)
         result = _result(recipe, loaded, state, packed, change, judges.compare(answered), folder)
         _save(recipe, loaded, result, digest)
-        sections = *change_sections("en", result), *_sections(folder, recipe, loaded, state)
-        write_run_report(folder, "adapt", adapt_rows(result), sections)
+        sections = *change_sections(lang, result), *_sections(lang, folder, recipe, loaded, state)
+        write_run_report(folder, "adapt", adapt_rows(result, lang), sections, lang)
     return result
 
 
@@ -133,9 +136,11 @@ def _save(recipe: AdaptRecipe, loaded: LoadedModel, result: AdaptResult, data_sh
         save_adapter(adapter, Path(result.adapter), base=str(recipe.base.resolve()), card=card)
 
 
-def _sections(folder: RunFolder, recipe: AdaptRecipe, loaded: LoadedModel, state: TrainState) -> tuple[Section, ...]:
+def _sections(
+    lang: str, folder: RunFolder, recipe: AdaptRecipe, loaded: LoadedModel, state: TrainState
+) -> tuple[Section, ...]:
     plan = planned_memory(recipe, loaded.config)
-    return *learning_sections("en", folder), memory_section("en", plan, state.peak_bytes)
+    return *learning_sections(lang, folder), memory_section(lang, plan, state.peak_bytes)
 
 
 def _result(

@@ -43,7 +43,7 @@ from puna.jobs.run_folder import RunFolder, open_run
 from puna.jobs.run_report import learning_sections, ranks_section, size_section, write_run_report
 from puna.model.llama import Llama
 from puna.model.surgery import named_linears
-from puna.report.labels import label
+from puna.report.labels import check_language, label
 from puna.report.numbers import human_bytes, human_seconds
 from puna.weights.folder import save_folder
 from puna.weights.headers import read_stored
@@ -88,24 +88,25 @@ class _Made:
 
 
 def compress(
-    recipe: CompressRecipe, out: Path, *, device: str = "auto", observers: tuple[Callable[[Any], None], ...] = ()
-) -> CompressResult:
+    recipe: CompressRecipe, out: Path, *, device: str = "auto", observers: tuple[Callable[[Any], None], ...] = (),
+    lang: str = "en",
+) -> CompressResult:  # fmt: skip
     """Write the smaller model to `out`/model, and measure it. The same command on an unfinished `out` goes on after the last
     finished layer where the work is done layer by layer; else it decomposes anew, and heals from the last checkpoint.
 
-    Args:   observers: of layers or, in healing, of steps.
+    Args:   observers: of layers or, in healing, of steps. lang: the report's.
     Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted, NonFiniteLoss, RunLocked.
     """
+    check_language(lang)
     started, place, source = time.monotonic(), choose_device(device), _source(recipe)
     with open_run(out, recipe, resume=True) as folder:
         peak = PeakMemory(place)
         loaded, layers = _open(recipe, source, place, folder, observers)
-        model, tokenizer = loaded.llama, loaded.tokenizer
-        fitting, judging = calibration_texts(recipe)
+        model, tokenizer, (fitting, judging) = loaded.llama, loaded.tokenizer, calibration_texts(recipe)
         before = (evaluate_text if layers is None else layers.judge)(model, tokenizer, *judging)
         sizes = stored_parameters(model), stored_bytes(model), cache_bytes(model)
         judge = Judge(model=model, tokenizer=tokenizer, texts=judging, before=before)
-        healing = partial(_heal, loaded, recipe, fitting, folder, peak=peak, observers=observers)
+        healing = partial(_heal, loaded, recipe, fitting, folder, peak=peak, observers=observers, lang=lang)
         made = _shrink(loaded, recipe, fitting, layers, judge, healing, observers)
         save_folder(model, out / "model", tokenizer, _record(recipe, fitting, loaded.base_sha256))
         remove_folder(out / _PARTS)
@@ -128,7 +129,7 @@ def compress(
             peak_bytes=peak.growth_bytes(),
             model=str(out / "model"),
         )
-        _report(folder, result, made)
+        _report(lang, folder, result, made)
     return result
 
 
@@ -154,7 +155,7 @@ def compress_rows(result: CompressResult, lang: str = "en") -> list[tuple[str, s
     ]
 
 
-def _report(folder: RunFolder, result: CompressResult, made: _Made, lang: str = "en") -> None:
+def _report(lang: str, folder: RunFolder, result: CompressResult, made: _Made) -> None:
     factored = made.factored
     sections = [size_section(lang, result.bytes_before, result.bytes_after)]
     if len(result.levers) > 1 or result.cache_bytes_after != result.cache_bytes_before:

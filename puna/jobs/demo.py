@@ -102,7 +102,7 @@ def demo(
             shards_at(out / "shards" / "held_out", parts.old_held_out, tokenizer)
         train_recipe = _train_recipe(recipe, out, tokenizer, shards)
         with clock.step("train"):
-            trained = train(train_recipe, out / "train", resume=True, observers=observers)
+            trained = train(train_recipe, out / "train", resume=True, observers=observers, lang=recipe.lang)
         clock.at_least("train", trained.seconds)
         facts = _use(recipe, out, clock, text, parts, shards, train_recipe, trained, observers)
         with clock.step("report"):
@@ -234,7 +234,7 @@ def _adapt(
         lora=LoraSettings(rank=_RANK, alpha=2.0 * _RANK, targets=LINEARS),
         training=replace(train_recipe.training, budget=budget, learning_rate=1e-3, weight_decay=0.0),
     )
-    adapted = adapt(adapt_recipe, out / "adapt", resume=True, observers=observers)
+    adapted = adapt(adapt_recipe, out / "adapt", resume=True, observers=observers, lang=recipe.lang)
     merged = merge(  # a demo of a few seconds may end before its adapter has learned anything
         out / "adapt" / "adapter", out / "merged", base_model=adapt_recipe.base, must_change=False
     )

@@ -54,6 +54,7 @@ from puna.jobs.peak import PeakMemory
 from puna.jobs.run_folder import open_run
 from puna.jobs.speeds import measure_speeds
 from puna.model.llama import Llama
+from puna.report.labels import check_language
 from puna.report.numbers import human_percent
 from puna.tokens.tokenizer import Tokenizer
 from puna.weights.headers import read_stored
@@ -140,12 +141,15 @@ def measure_frontier(
     device: str = "auto",
     on_progress: Callable[[float, str], None] | None = None,
     observers: tuple[Callable[[Any], None], ...] = (),
+    lang: str = "en",
 ) -> FrontierResult:
     """Try several sizes and methods, write `out`/report.html and `out`/frontier.json, and no model.
 
     Args:   on_progress: is given the share of the trials that are done, and what comes next. observers: of healing.
+            lang: the report's.
     Errors: UsageError, BadData, CheckpointMismatch, DiskFull, FormatError, RunLocked.
     """
+    check_language(lang)
     started, place = time.monotonic(), choose_device(device)
     source = find_model(recipe.model)
     read_stored(source).model.require_llama(source)
@@ -162,19 +166,19 @@ def measure_frontier(
         original, points = _measured(judge, {setting: trials[setting] for setting in shown})
         best = recommend(points, original.bytes)
         rows = [_ablated(setting, trials[setting]) for setting in ablation]
-        rows += _trained(recipe, judge, trials, fitting, out, peak, observers)
+        rows += _trained(recipe, judge, trials, fitting, out, peak, observers, lang)
         result = FrontierResult(
             original=original,
             frontier=points,
             recommended=best,
-            command=None if best is None else command_for(recipe, best, out),
+            command=None if best is None else command_for(recipe, best, out, lang),
             ablation=rows,
             seconds=time.monotonic() - started,
             peak_bytes=peak.growth_bytes(),
             report=str(folder.report),
         )
         pictured = {point.name: trials[setting].factored for setting, point in zip(shown, points, strict=True)}
-        write_frontier_report(folder, result, pictured)
+        write_frontier_report(folder, result, pictured, lang)
         write_text(out / "frontier.json", json.dumps(asdict(result), indent=1) + "\n")
     return result
 
@@ -269,6 +273,7 @@ def _trained(
     out: Path,
     peak: PeakMemory,
     observers: tuple[Callable[[Any], None], ...],
+    lang: str,
 ) -> Iterator[Ablated]:
     """The method at the ablation's size, healed, and built from scratch; nothing where no healing is asked for."""
     if recipe.healing is None:
@@ -287,6 +292,7 @@ def _trained(
         peak=peak,
         go_on=frontier_command(recipe, out),
         observers=observers,
+        lang=lang,
     ):
         difference = added_nats(judge.before, evaluate_text(model, judge.tokenizer, *judge.texts))
         yield _ablated(setting, replace(trials[setting], difference=difference), name)

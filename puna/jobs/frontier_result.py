@@ -110,8 +110,11 @@ def cheapest(points: Sequence[FrontierPoint], original_bytes: int) -> FrontierPo
     return min(smaller, key=lambda point: point.added_nats / (original_bytes - point.bytes), default=None)
 
 
-def command_for(recipe: FrontierRecipe, point: FrontierPoint, out: Path) -> str:
-    """The `puna compress` command that writes this model beside the frontier's folder, and judges it by the same text."""
+def command_for(recipe: FrontierRecipe, point: FrontierPoint, out: Path, lang: str = "en") -> str:
+    """The `puna compress` command that writes this model beside the frontier's folder, and judges it by the same text.
+
+    Args: lang: of the page that it writes.
+    """
     place = out.with_name(f"{out.name}-{point.name.replace(' %', '').replace(' ', '-')}")
     words = ["puna", "compress", str(recipe.model), str(place), "--calibration", str(recipe.calibration)]
     if point.keep is None:
@@ -120,6 +123,8 @@ def command_for(recipe: FrontierRecipe, point: FrontierPoint, out: Path) -> str:
         words += [*(() if point.method == "auto" else ("--method", point.method)), "--keep", f"{point.keep:g}"]
     if recipe.evaluate is not None:
         words += ["--evaluate", str(recipe.evaluate)]
+    if lang != "en":
+        words += ["--lang", lang]
     return shlex.join(words)
 
 

@@ -31,10 +31,11 @@ def trained_beside(
     peak: PeakMemory,
     go_on: str,
     observers: tuple[Callable[[Any], None], ...] = (),
+    lang: str = "en",
 ) -> Iterator[tuple[Literal["healing", "scratch"], Llama]]:
     """(`healing` | `scratch`, a model of the sizes of `smaller`), each trained in a run folder of its own below `out`.
 
-    Args:   documents, config, go_on: as for heal.
+    Args:   documents, config, go_on, lang: as for heal.
     Errors: those of heal.
     """
     healed = shared_copy(smaller)
@@ -44,5 +45,7 @@ def trained_beside(
     arms = ("healing", healed, None), ("scratch", fresh, batch_nats)
     for name, model, loss in arms:
         with open_run(out / name, config, resume=True) as folder:
-            heal(model, dense, documents, config, folder, peak=peak, go_on=go_on, loss=loss, observers=observers)
+            heal(
+                model, dense, documents, config, folder, peak=peak, go_on=go_on, loss=loss, observers=observers, lang=lang
+            )  # fmt: skip
         yield name, model

@@ -53,11 +53,12 @@ def heal(
     go_on: str,
     loss: Loss | None = None,
     observers: tuple[Observer, ...] = (),
+    lang: str = "en",
 ) -> Healed:
     """Train what is trainable of a model, in place, to predict what `dense` predicts; from the latest checkpoint.
 
     Args:   documents: ids of calibration text; one row in 16 is held out.
-            go_on: the command that the page of a stopped run names. loss: None: the divergence from `dense`.
+            go_on: the command that the page of a stopped run names. loss: None: the divergence from `dense`. lang: that page's.
     Errors: BadData for too little text; UsageError where nothing is trainable; Interrupted after saving.
     """
     config = replace(config, seq=min(config.seq, model.config.max_seq_len))
@@ -73,7 +74,8 @@ def heal(
         folder, model, config, RecordSource(learned, config.batch, config.micro_batch, config.seed), judges, observers,
         peak=peak, data={"the calibration text": rows_sha256(rows)}, loss=judges.loss, tensorboard=False,
         show=lambda state, is_stopped: write_unfinished_report(
-            folder, "compress", state, config, learning_sections("en", folder), is_stopped=is_stopped, go_on=go_on
+            folder, "compress", state, config, learning_sections(lang, folder), is_stopped=is_stopped, go_on=go_on,
+            lang=lang,
         ),
     )  # fmt: skip
     step, after = take_best(folder, model, state)

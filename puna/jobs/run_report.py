@@ -51,14 +51,15 @@ def write_unfinished_report(
 ) -> None:
     """Write the page of a run that is not done: how far it is, how to watch it or go on, and what is known so far.
 
-    Args:   go_on: the whole command that goes on with the run; None: the verb with --resume.
+    Args:   go_on: the command that goes on with the run, but for its --lang; None: the verb with --resume.
     Errors: DiskFull.
     """
     kind, share = "stopped" if is_stopped else "running", config.budget.progress(state.done)
     words = label(lang, f"run.{kind}.words", step=f"{state.done.steps:,}", share=human_percent(share))
     path = shlex.quote(str(folder.path.resolve()))
-    resume, tail = (go_on or f"puna {verb} --resume --out {path}", "resume"), (f"tail -f {path}/metrics.jsonl", "tail")
-    commands = [resume if is_stopped else tail]
+    command = f"puna {verb} --resume --out {path}" if go_on is None else go_on
+    resume = command if lang == "en" else f"{command} --lang {lang}"
+    commands = [(resume, "resume") if is_stopped else (f"tail -f {path}/metrics.jsonl", "tail")]
     if folder.tensorboard.exists():
         commands.append((f"tensorboard --logdir {path}/tensorboard", "tensorboard"))
     watch = Commands(commands=[(line, label(lang, f"run.{name}")) for line, name in commands])

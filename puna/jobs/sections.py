@@ -13,7 +13,7 @@ from puna.report.axes import Axis, Reference
 from puna.report.bars import BarChart, Bars
 from puna.report.curves import LineChart, Series
 from puna.report.drawing import HeadsDrawing, ModelDrawing
-from puna.report.labels import label
+from puna.report.labels import label, phrase
 from puna.report.numbers import human_bytes, human_count, human_number, human_percent
 from puna.report.page import Figure, Formula, Section, Table
 from puna.training.events import SampleEvent
@@ -23,6 +23,7 @@ __all__ = [
     "cache_section",
     "loss_figure",
     "memory_section",
+    "model_drawing",
     "model_section",
     "read_history",
     "rope_section",
@@ -70,8 +71,25 @@ def read_history(metrics: Path) -> History:
 
 def model_section(lang: str, config: ModelConfig, steps: int, batch_tokens: int) -> Section:
     """What was trained: the drawing with its sizes, and where the parameters are."""
+    total, changes = f"{counting.parameter_count(config):,}", config.exchanged
+    sizes = {"vocabulary": f"{config.vocab_size:,}", "steps": f"{steps:,}", "batch_tokens": f"{batch_tokens:,}"}
+    words = label(lang, "trained.words", parameters=total, dim=config.dim, layers=config.n_layers)
+    drawn: tuple[Figure, ...] = (Figure(content=model_drawing(config), caption=label(lang, "trained.drawing_caption")),)
+    if changes:  # the drawing is a Llama's
+        named = label(lang, "page.comma").join(phrase(lang, "trained.exchanged", change) for change in changes)
+        words = label(lang, "trained.words_variant", parameters=total, changes=named)
+        drawn = ()
+    return Section(
+        title=label(lang, "trained.title"),
+        words=(words, label(lang, "trained.words_head", **sizes)),
+        items=(*drawn, _parameter_table(lang, config)),
+    )
+
+
+def model_drawing(config: ModelConfig) -> ModelDrawing:
+    """The sizes that the drawing of a model needs."""
     attention, feed_forward = (counting.group_parameters(config, group) for group in ("attention", "mlp"))
-    drawing = ModelDrawing(
+    return ModelDrawing(
         vocab_size=config.vocab_size,
         dim=config.dim,
         n_layers=config.n_layers,
@@ -84,18 +102,6 @@ def model_section(lang: str, config: ModelConfig, steps: int, batch_tokens: int)
         attention_parameters=attention,
         feed_forward_parameters=feed_forward,
         head_parameters=counting.head_parameters(config),
-    )
-    total, changes = f"{counting.parameter_count(config):,}", config.exchanged
-    sizes = {"vocabulary": f"{config.vocab_size:,}", "steps": f"{steps:,}", "batch_tokens": f"{batch_tokens:,}"}
-    words = label(lang, "trained.words", parameters=total, dim=config.dim, layers=config.n_layers)
-    drawn: tuple[Figure, ...] = (Figure(content=drawing, caption=label(lang, "trained.drawing_caption")),)
-    if changes:  # the drawing is a Llama's
-        words = label(lang, "trained.words_variant", parameters=total, changes=", ".join(changes))
-        drawn = ()
-    return Section(
-        title=label(lang, "trained.title"),
-        words=(words, label(lang, "trained.words_head", **sizes)),
-        items=(*drawn, _parameter_table(lang, config)),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from puna.model.llama import Llama
 from puna.planning.counting import attended_share, parameter_count
 from puna.planning.memory import PROCESS_BYTES, Memory, peak_memory
 from puna.planning.settings import FullTraining, Settings
-from puna.report.labels import label
+from puna.report.labels import check_language, label
 from puna.report.numbers import human_number
 from puna.report.page import Section
 from puna.tokens.shards import Shards, open_shards
@@ -108,19 +109,20 @@ def train(
     memory_bytes: int | None = None,
     observers: tuple[Observer, ...] = (),
     tensorboard: bool | None = None,
+    lang: str = "en",
     tell: Callable[[str], None] = lambda _: None,
 ) -> TrainResult:
     """Train the recipe's model into the run folder `out`; with `resume`, go on from its latest checkpoint.
 
     A finished run is not trained further: its result is made again from its last checkpoint.
     Args:   anyway: train even where the plan is larger than the memory. memory_bytes: what there is; None: what is free.
-            tensorboard: write event files for it; None: where it is installed. tell: is given a line for each source.
+            tensorboard: write event files; None: where it is installed. lang: the report's. tell: is given each source's line.
     Errors: BadData, CheckpointMismatch, DiskFull, DoesNotFit, Interrupted (after saving), MissingExtra, NonFiniteLoss, RunLocked,
             UsageError.
     """
+    check_language(lang)
     out, place, config = Path(out), choose_device(device), recipe.training
-    wanted = planned_settings(config)
-    ensure_fits(recipe.model, wanted, place, resume=resume, anyway=anyway, memory_bytes=memory_bytes)
+    ensure_fits(recipe.model, planned_settings(config), place, resume=resume, anyway=anyway, memory_bytes=memory_bytes)
     with open_run(out, recipe, resume=resume) as folder:
         training, held_out = _open_data(recipe)
         mixing = _mix(recipe, training)
@@ -130,7 +132,7 @@ def train(
         prompt = first_words(next(iter(held_out.values())), tokenizer, recipe.model.max_seq_len)
         peak = PeakMemory(place)
         model = _build(recipe).to(place)
-        windows = windows_to_judge(held_out, config)
+        windows, sections = windows_to_judge(held_out, config), partial(_sections, lang, folder, recipe, mixing)
         state = run_training(
             folder,
             model,
@@ -141,14 +143,14 @@ def train(
             peak=peak,
             data={name: part.sha256 for name, part in zip(mixing.names, training, strict=True)},
             show=lambda state, is_stopped: write_unfinished_report(
-                folder, "train", state, config, _sections(folder, recipe, mixing, state), is_stopped=is_stopped
+                folder, "train", state, config, sections(state), is_stopped=is_stopped, lang=lang
             ),
             sample=lambda step: write_sample(model, tokenizer, prompt, step, config.seed),
             tensorboard=tensorboard,
         )
         result = _result(state, recipe, folder)
         save_folder(model, out / "model", tokenizer)
-        write_run_report(folder, "train", train_rows(result), _sections(folder, recipe, mixing, state))
+        write_run_report(folder, "train", train_rows(result, lang), sections(state), lang)
     return result
 
 
@@ -294,7 +296,7 @@ def _named(source: str) -> Iterator[None]:
 
 
 def _sections(
-    folder: RunFolder, recipe: TrainRecipe, mixing: Mixing, state: TrainState, lang: str = "en"
+    lang: str, folder: RunFolder, recipe: TrainRecipe, mixing: Mixing, state: TrainState
 ) -> tuple[Section, ...]:
     done, config = state.done, recipe.training
     tokens = done.tokens // done.steps if done.steps else config.batch * config.seq

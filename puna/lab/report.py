@@ -10,7 +10,7 @@ from puna.lab.arm_run import ArmRun
 from puna.lab.result import ArmResult, StudyResult
 from puna.lab.study import Study
 from puna.report.charts import Axis, Chart, Interval, IntervalChart, LineChart, ScatterChart, Series, draw_slide
-from puna.report.labels import label
+from puna.report.labels import label, phrase
 from puna.report.numbers import human_bytes, human_count, human_number, human_percent, human_seconds
 from puna.report.page import Figure, Section, Table
 
@@ -71,18 +71,29 @@ def sentence(arm: ArmResult, lang: str = "en") -> str:
     if found is None:
         return ""
     return label(
-        lang, f"lab.sentence.{found.verdict}", arm=arm.name, against=found.against, nats=f"{abs(found.added_nats):.3f}",
+        lang, f"lab.sentence.{found.verdict}", arm=_called(lang, arm.name), against=_called(lang, found.against),
+        nats=f"{abs(found.added_nats):.3f}", reason=_reason(lang, arm.diverged), lost=arm.lost,
         signed=f"{found.added_nats:+.3f}", low=f"{found.low:+.3f}", high=f"{found.high:+.3f}", seeds=len(found.by_seed),
-        reason=arm.diverged, lost=arm.lost,
     )  # fmt: skip
+
+
+def _called(lang: str, name: str) -> str:
+    """An arm's name; its parts stand between commas."""
+    return label(lang, "page.comma").join(phrase(lang, "lab.arm", part) for part in name.split(", "))
+
+
+def _reason(lang: str, diverged: str | None) -> str:
+    """Why an arm diverged; where its rows were read is left to the study's record."""
+    return "" if diverged is None else phrase(lang, "lab.reason", diverged.partition("; ")[0])
 
 
 def _differences(lang: str, result: StudyResult) -> dict[str, Figure]:
     """By the names of their files, as all charts."""
     rows = [
         Interval(
-            name=label(lang, "lab.against", arm=arm.name, against=found.against), mean=found.added_nats, low=found.low,
-            high=found.high, dots=found.by_seed, is_clear=found.verdict in ("better", "worse"),
+            name=label(lang, "lab.against", arm=_called(lang, arm.name), against=_called(lang, found.against)),
+            mean=found.added_nats, low=found.low, high=found.high, dots=found.by_seed,
+            is_clear=found.verdict in ("better", "worse"),
         )
         for arm in result.arms if (found := arm.comparison) is not None and found.by_seed
     ]  # fmt: skip
@@ -106,13 +117,15 @@ def _arms(lang: str, result: StudyResult) -> Section:
         nats = f"{arm.validation_nats:.3f}" + ("" if math.isnan(arm.spread) else f" ± {arm.spread:.3f}")
         is_whole = arm.diverged is None
         rows.append((
-            arm.name, f"{arm.parameters:,}", f"{arm.learning_rate:g}", nats if is_whole else label(lang, "lab.diverged"),
-            human_number(arm.tokens_per_second), f"{equal:.3f}" if isinstance(equal, float) and is_whole else "",
+            _called(lang, arm.name), f"{arm.parameters:,}", f"{arm.learning_rate:g}",
+            nats if is_whole else label(lang, "lab.diverged"), human_number(arm.tokens_per_second),
+            f"{equal:.3f}" if isinstance(equal, float) and is_whole else "",
         ))  # fmt: skip
     rates = list(result.arms[0].rates)
-    tried = [(arm.name, *(_nats(lang, arm.rates[rate]) for rate in rates)) for arm in result.arms]
-    edge = [arm.name for arm in result.arms if len(rates) > 1 and f"{arm.learning_rate:g}" in (rates[0], rates[-1])]
-    words = [label(lang, "lab.arms_words"), *([label(lang, "lab.edge", arms=", ".join(edge))] if edge else ())]
+    tried = [(_called(lang, arm.name), *(_nats(lang, arm.rates[rate]) for rate in rates)) for arm in result.arms]
+    at_edge = [arm for arm in result.arms if len(rates) > 1 and f"{arm.learning_rate:g}" in (rates[0], rates[-1])]
+    edge = label(lang, "page.comma").join(_called(lang, arm.name) for arm in at_edge)
+    words = [label(lang, "lab.arms_words"), *([label(lang, "lab.edge", arms=edge)] if edge else ())]
     return Section(
         title=label(lang, "lab.arms"),
         words=words,
@@ -133,7 +146,8 @@ def _curves(lang: str, runs: Mapping[str, Sequence[ArmRun]], step_seconds: Mappi
     def chart(x: str) -> Figure:
         scale = step_seconds if x == "seconds" else dict.fromkeys(first, 1.0)
         series = [
-            Series(name=name, x=[point.steps * scale[name] for point in curve], y=[point.nats for point in curve])
+            Series(name=_called(lang, name), x=[point.steps * scale[name] for point in curve],
+                   y=[point.nats for point in curve])
             for name, curve in first.items() if curve
         ]  # fmt: skip
         across, up = (Axis(label=label(lang, f"lab.axis.{name}")) for name in (x, "nats"))
@@ -152,7 +166,7 @@ def _by_layer(lang: str, study: Study, result: StudyResult) -> dict[str, Figure]
     pictures = {}
     for name in (name for name in study.shown if name.endswith(_BY_LAYER)):
         series = [
-            Series(name=arm.name, x=range(len(values)), y=values)
+            Series(name=_called(lang, arm.name), x=range(len(values)), y=values)
             for arm in result.arms if isinstance(values := arm.measures.get(name), list)
         ]  # fmt: skip
         is_log = name == f"gradient_norm{_BY_LAYER}"
@@ -174,7 +188,8 @@ def _by_tokens(lang: str, study: Study, result: StudyResult) -> dict[str, Figure
             found = [(tokens, arm.measures.get(f"{family}_{tokens}")) for tokens in lengths]
             points = [(tokens, value) for tokens, value in found if isinstance(value, float)]
             if points:
-                series.append(Series(name=arm.name, x=[x for x, _ in points], y=[y for _, y in points]))
+                name = _called(lang, arm.name)
+                series.append(Series(name=name, x=[x for x, _ in points], y=[y for _, y in points]))
         is_time = family == "attention_milliseconds"
         across = Axis(label=label(lang, "lab.axis.tokens"), is_log=True)
         up = Axis(label=label(lang, f"lab.axis.{family}"), is_log=is_time)
@@ -199,7 +214,8 @@ def _by_size(lang: str, study: Study, result: StudyResult) -> dict[str, Figure]:
         series = [
             Series(
                 name=group, x=[_size(arm, name) for arm in arms], y=[arm.validation_nats for arm in arms],
-                spread=[0.0 if math.isnan(arm.spread) else arm.spread for arm in arms], names=[arm.name for arm in arms],
+                spread=[0.0 if math.isnan(arm.spread) else arm.spread for arm in arms],
+                names=[_called(lang, arm.name) for arm in arms],
             )
             for group, arms in groups.items()
         ]  # fmt: skip
@@ -219,7 +235,7 @@ def measure_rows(study: Study, result: StudyResult, lang: str = "en") -> tuple[l
     wanted = dict.fromkeys((*_LISTED, *(name for name in study.shown if not name.endswith(_BY_LAYER))))
     there = [name for name in wanted if any(_measure(name, arm) for arm in result.arms)]
     columns = [label(lang, "lab.column.arm"), *(_measure_name(lang, name) for name in there)]
-    return columns, [[arm.name, *(_measure(name, arm) for name in there)] for arm in result.arms]
+    return columns, [[_called(lang, arm.name), *(_measure(name, arm) for name in there)] for arm in result.arms]
 
 
 def _measures(lang: str, study: Study, result: StudyResult, pictures: Mapping[str, Figure]) -> Section:

@@ -26,6 +26,7 @@ from puna.lab.schedule import Schedule, find_schedule
 from puna.lab.studies import find_study
 from puna.lab.study import Arm, Study, build_arm
 from puna.model.llama import Llama
+from puna.report.labels import check_language
 from puna.report.numbers import human_seconds
 from puna.training.checkpoint import machine_record
 from puna.training.events import Observer
@@ -83,12 +84,14 @@ def run_study(
     observers: tuple[Observer, ...] = (),
     on_trial: Callable[[TrialEvent], None] = lambda _: None,
     tell: Callable[[str], None] = lambda _: None,
+    lang: str = "en",
 ) -> StudyResult:
     """Run what is missing of a study, judge it, and write `out`/report.html.
 
-    Args:   observers: of every training; on_trial: of their succession; tell: is given how long it will take.
+    Args:   observers: of every training; on_trial: of their succession; tell: is given how long it will take. lang: the report's.
     Errors: BadData, CheckpointMismatch, DiskFull, FormatError, Interrupted (finished trainings are kept), RunLocked, UsageError.
     """
+    check_language(lang)
     place = choose_device(device)
     _take_back_a_plan(out, recipe)
     with open_run(out, recipe, resume=True) as folder, stop_request() as stop:
@@ -110,7 +113,7 @@ def run_study(
             seconds=trials.seconds,
             report=str(folder.report),
         )
-        write_study_report(folder, study, result, runs, schedule.step_seconds)
+        write_study_report(folder, study, result, runs, schedule.step_seconds, lang)
     return result
 
 

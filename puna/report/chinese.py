@@ -3,6 +3,7 @@
 __all__ = ["CHINESE"]
 
 CHINESE = {
+    "page.comma": "、",
     "page.contents": "目錄",
     "page.made_with": "由 `puna` 產生。單一檔案，不含指令碼，不載入任何外部內容：可以保存、列印、郵寄。",
     "demo.title": "一隻小羊駝（Llama）的一生",
@@ -29,6 +30,16 @@ CHINESE = {
     "也加東西上去兩次：先是注意力（attention）從前文找到的內容，再是前饋網路（feed-forward）對它加工的結果。",
     "trained.words_variant": "這是一個為了研究而換過零件的 Llama（{changes}）：{parameters} 個數，"
     "起初是隨機雜訊，全靠文本塑造成形。",
+    "trained.exchanged.attention_of_kind": "`{first}` 型的注意力",
+    "trained.exchanged.norms_of_kind": "`{first}` 型的正規化",
+    "trained.exchanged.norms_after_each_branch": "正規化在每個分支之後",
+    "trained.exchanged.positions_of_kind": "`{first}` 型的位置編碼",
+    "trained.exchanged.a_feed_forward_network_of_kind": "`{first}` 型的前饋網路",
+    "trained.exchanged.scores_times": "分數乘以 {first}",
+    "trained.exchanged.scores_times_1_d": "分數乘以 1/d",
+    "trained.exchanged.a_head_with_a_bias": "輸出層有偏置（bias）",
+    "trained.exchanged.attention_with_biases": "注意力有偏置（bias）",
+    "trained.exchanged.feed_forward_with_biases": "前饋網路有偏置（bias）",
     "trained.words_head": "到了最底下，輸出層（head）拿這個向量和全部 {vocabulary} 個詞元比較，給出每個詞元接著出現的機率。"
     "所謂訓練，就是讓真正出現的那個詞元機率變大一點；每次同時處理 {batch_tokens} 個詞元，一共做 {steps} 次。",
     "trained.drawing_caption": "模型與它的尺寸。`a → b` 是把 a 個數變成 b 個數的矩陣；"

@@ -3,6 +3,7 @@
 __all__ = ["ENGLISH"]
 
 ENGLISH = {
+    "page.comma": ", ",
     "page.contents": "Contents",
     "page.made_with": "Written by `puna`. One file, no script, nothing loaded from elsewhere: keep it, print it, mail it.",
     "demo.title": "The life of a small Llama",
@@ -31,6 +32,16 @@ ENGLISH = {
     "found among earlier tokens, then what the feed-forward part makes of that.",
     "trained.words_variant": "This is a Llama with parts exchanged for study: {changes}. {parameters} numbers began as noise "
     "and were shaped by nothing but text.",
+    "trained.exchanged.attention_of_kind": "attention of kind {first}",
+    "trained.exchanged.norms_of_kind": "norms of kind {first}",
+    "trained.exchanged.norms_after_each_branch": "norms after each branch",
+    "trained.exchanged.positions_of_kind": "positions of kind {first}",
+    "trained.exchanged.a_feed_forward_network_of_kind": "a feed-forward network of kind {first}",
+    "trained.exchanged.scores_times": "scores times {first}",
+    "trained.exchanged.scores_times_1_d": "scores times 1/d",
+    "trained.exchanged.a_head_with_a_bias": "a head with a bias",
+    "trained.exchanged.attention_with_biases": "attention with biases",
+    "trained.exchanged.feed_forward_with_biases": "feed-forward with biases",
     "trained.words_head": "At the bottom the head compares the vector with all {vocabulary} tokens and says how likely "
     "each one is to come next. Training means: make the token that really came next a little more likely, and do that "
     "{steps} times for {batch_tokens} tokens at once.",

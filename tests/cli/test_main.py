@@ -123,6 +123,16 @@ def test_resume_refuses_settings_beside_it(puna: Puna, made: Any) -> None:
     assert puna("train", "--out", made.trained, "--resume", "--threads", 1, "--json").json["steps"] == 2
 
 
+def test_another_language_is_taken_beside_resume_and_an_unknown_one_is_not(puna: Puna, made: Any) -> None:
+    for flag in ("--lang", "--threads"):
+        words = puna("train", "--out", made.trained, "--resume", flag, {"--lang": "zh", "--threads": 1}[flag])
+        assert words.code == 0
+        is_chinese = '<html lang="zh-Hant">' in (made.trained / "report.html").read_text()
+        assert is_chinese == (flag == "--lang")
+    puna("adapt", "--out", made.adapted, "--resume", "--lang", "de").failed(2, "--lang")
+    puna("lab", "--lang", "zh").failed(2, "expected a study beside --lang")
+
+
 @pytest.mark.parametrize(("is_equal", "code"), [(True, 0), (False, 1)])
 def test_the_proof_of_resuming_answers_with_its_exit_code(puna: Puna, made: Any, monkeypatch, is_equal, code) -> None:
     facts = {"steps": 6, "saved_after": 3, "killed_after": 5, "threads": 1, "losses_equal": True, "sha256": "ab" * 32}

@@ -24,6 +24,7 @@ from puna.jobs.train import train
 from puna.jobs.train_recipe import training_flags
 from puna.model.linears.adapter import LoraSettings
 from puna.training.config import StepBudget
+from tests.chinese import check_chinese
 
 TRAINING = {"precision": "float32", "seq": 32, "batch": 4, "micro_batch": 2, "learning_rate": 1e-2, "validate_every": 3}
 
@@ -121,8 +122,10 @@ def test_an_interrupted_adaptation_ends_with_the_same_bits(world, records, adapt
 
     recipe = replace(recipe, training=replace(recipe.training, checkpoint_every=3))
     with pytest.raises(KeyboardInterrupt):
-        adapt(recipe, runs / "a", observers=(stop,))
-    adapt(recipe, runs / "a", resume=True)
+        adapt(recipe, runs / "a", observers=(stop,), lang="zh")
+    check_chinese(runs / "a/report.html", "仍在執行", "先規劃，再實測")
+    adapt(recipe, runs / "a", resume=True, lang="zh")
+    check_chinese(runs / "a/report.html", "微調：a", "學到的與忘掉的", "它怎麼回答")
     name = "adapter/adapter_model.safetensors"
     assert sha256_file(runs / "a" / name) == sha256_file(adapted[1] / name)
 

@@ -20,6 +20,7 @@ from puna.jobs.show import show
 from puna.model.surgery import get_linear
 from puna.weights.loading import weights_sha256
 from puna.weights.safetensors_file import read_tensor_headers
+from tests.chinese import check_chinese
 
 IDS = torch.arange(40)[None]
 
@@ -92,7 +93,9 @@ def test_keeping_everything_keeps_the_model(world, runs: Path) -> None:
 def test_the_last_tenth_of_the_calibration_text_judges_where_no_other_does(world, runs: Path) -> None:
     result = compress(CompressRecipe(model=world.run / "model", calibration=world.text), runs / "a")
     assert result.method == "kfac"
-    assert compress(CompressRecipe(model=world.run / "model", calibration=world.text), runs / "a").ranks == result.ranks
+    again = compress(CompressRecipe(model=world.run / "model", calibration=world.text), runs / "a", lang="zh")
+    assert again.ranks == result.ranks
+    check_chinese(runs / "a/report.html", "壓縮：a", "每個矩陣保留了多少", "損失隨秩（rank）降得多快")
     with pytest.raises(CheckpointMismatch, match="another recipe"):
         compress(CompressRecipe(model=world.run / "model", calibration=world.text, keep=0.5), runs / "a")
 

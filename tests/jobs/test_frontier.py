@@ -23,6 +23,7 @@ from puna.jobs.load import load
 from puna.report.labels import LABELS
 from puna.report.page import render_page
 from puna.training.config import StepBudget, TimeBudget, TrainingConfig
+from tests.chinese import check_chinese
 
 KEEPS = [0.9, 0.8, 0.7, 0.6, 0.4]
 
@@ -141,13 +142,15 @@ def test_one_size_is_healed_and_built_from_scratch(world, runs: Path) -> None:
 
 
 def test_a_method_by_its_name_stands_for_itself(world, runs: Path) -> None:
-    found = measure_frontier(recipe_for(world, method="svd"), runs / "svd")
+    found = measure_frontier(recipe_for(world, method="svd"), runs / "svd", lang="zh")
     assert [(point.method, point.keep) for point in found.frontier] == [
         *(("svd", keep) for keep in KEEPS),
         ("int8", None),
     ]
     assert found.ablation == []
-    assert "What each lever gave" not in Path(found.report).read_text()
+    check_chinese(Path(found.report), "前緣（frontier）：svd", "該選哪一個", "大小、速度與損害")
+    assert "每個手段的效果" not in Path(found.report).read_text()
+    assert command_for(recipe_for(world), found.frontier[0], runs / "f", "zh").endswith(" --lang zh")
 
 
 @pytest.mark.parametrize("lang", sorted(LABELS))

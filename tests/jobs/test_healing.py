@@ -17,6 +17,7 @@ from puna.jobs.recipe import dump_recipe
 from puna.jobs.run_folder import RunFolder
 from puna.training.config import EpochBudget, StepBudget, TimeBudget, TrainingConfig
 from puna.training.events import StepEvent
+from tests.chinese import check_chinese
 
 HEALING = TrainingConfig(
     budget=StepBudget(steps=12), batch=4, micro_batch=2, seq=64, weight_decay=0.0, learning_rate=3e-4,
@@ -76,7 +77,8 @@ def test_an_interrupted_healing_ends_with_the_same_bits(world, healed, runs: Pat
 
     recipe = recipe_for(world, healing=HEALING)
     with pytest.raises(KeyboardInterrupt):
-        compress(recipe, runs / "a", observers=(stop,))
+        compress(recipe, runs / "a", observers=(stop,), lang="zh")
+    check_chinese(runs / "a/report.html", "仍在執行", "它是怎麼學會的")
     result = compress(recipe, runs / "a")
     assert sha256_file(runs / "a" / FACTORS) == sha256_file(healed[1] / FACTORS)
     assert result.healing is not None

@@ -1,10 +1,12 @@
 """The parts of a report say the numbers that they were given."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from puna.arch.attention_pattern import SlidingWindow
 from puna.arch.presets import find_preset
 from puna.compression.hulls import Matrix
 from puna.jobs import sections
@@ -20,11 +22,12 @@ from puna.jobs.run_report import (
 )
 from puna.jobs.train import planned_memory
 from puna.planning.counting import parameter_count
-from puna.report.labels import LABELS
+from puna.report.labels import LABELS, phrase
 from puna.report.page import Figure, Table
 from puna.training.checkpoint import TrainState
 from puna.training.config import Done, StepBudget, TrainingConfig
 from puna.training.events import SampleEvent
+from tests.variants import VARIANTS
 
 CONFIG = find_preset("tiny").config
 PLAN = planned_memory(CONFIG, TrainingConfig(budget=StepBudget(steps=1)))
@@ -66,6 +69,13 @@ def test_the_parts_of_a_model_add_up() -> None:
     table = next(i for i in sections.model_section("en", CONFIG, 5, 7).items if isinstance(i, Table))
     counts = [int(row[1].replace(",", "")) for row in table.rows]
     assert sum(counts[:-1]) == counts[-1] == parameter_count(CONFIG)
+
+
+@pytest.mark.parametrize("changes", [*VARIANTS.values(), {"pattern": SlidingWindow(window=8)}])
+def test_what_a_variant_exchanged_is_said_in_every_language(changes) -> None:
+    for words in replace(CONFIG, **changes).exchanged:
+        assert phrase("en", "trained.exchanged", words) == words
+        assert phrase("zh", "trained.exchanged", words) != words
 
 
 def test_the_parts_of_the_plan_add_up() -> None:

@@ -30,6 +30,7 @@ from puna.training.batches import RowSource
 from puna.training.config import StepBudget, TokenBudget
 from puna.training.events import StepEvent
 from puna.training.rows import cut_rows
+from tests.chinese import check_chinese
 from tests.variants import OWN_VARIANTS
 
 FLAGS = {"precision": "float32", "seq": 32}
@@ -231,6 +232,8 @@ def test_a_run_says_what_it_is_and_where_variants_do_not_go(world, build_recipe,
     page = (runs / "d/report.html").read_text()
     assert "parts exchanged for study: norms of kind layer, norms after each branch." in page
     assert "RMSNorm" not in page
+    train(recipe, runs / "d", resume=True, lang="zh")
+    check_chinese(runs / "d/report.html", "<code>layer</code> 型的正規化、正規化在每個分支之後")
     variant = "expected a Llama, got a variant: norms of kind layer, norms after each branch"
     for refused in (lambda: load(runs / "d", base="int8"), lambda: load(runs / "d", base="bfloat16"),
                     lambda: load(runs / "d", mapped=True), lambda: load(runs / "d").use_adapter(runs / "no"),
@@ -315,9 +318,11 @@ def test_a_run_on_packed_documents_counts_what_it_learned_and_resumes_to_the_sam
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, runs / "b", observers=(stop,))
+        train(recipe, runs / "b", observers=(stop,), lang="zh")
+    check_chinese(runs / "b/report.html", "仍在執行", "它是怎麼學會的")
     assert resumed_recipe(runs / "b").training.packing == "documents"
-    train(resumed_recipe(runs / "b"), runs / "b", resume=True)
+    train(resumed_recipe(runs / "b"), runs / "b", resume=True, lang="zh")
+    check_chinese(runs / "b/report.html", "訓練：b", "讀了哪些資料", "先規劃，再實測")
     assert sha256_file(runs / "a/model/model.safetensors") == sha256_file(runs / "b/model/model.safetensors")
 
 
@@ -359,3 +364,10 @@ def test_a_run_does_not_go_on_with_other_data(build_recipe, world, runs: Path, t
     tokens.build([more], world.shards / "tokenizer", shards)
     with pytest.raises(CheckpointMismatch, match="other data"):
         train(recipe, runs / "a", resume=True)
+
+
+def test_a_language_without_labels_is_refused_before_anything_is_done(build_recipe, runs: Path) -> None:
+    with pytest.raises(UsageError, match="unknown language 'zhh'") as caught:
+        train(build_recipe(2), runs / "a", lang="zhh")
+    assert "'zh'" in str(caught.value.hint)
+    assert not runs.exists()

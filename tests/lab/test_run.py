@@ -21,6 +21,7 @@ from puna.lab.study import Arm, Study
 from puna.text.corpus import Document
 from puna.training.events import StepEvent
 from puna.weights.loading import load_llama
+from tests.chinese import check_chinese
 from tests.pictures import draw_few
 
 
@@ -122,8 +123,12 @@ def test_adapters_stand_beside_one_base_that_is_trained_once(
         old, new = (run.measures[name] - base.measures[name] for name in ("nats_of_source_1", "nats_of_source_2"))
         assert (arm.measures["forgotten"], arm.measures["gained"]) == (old, -new)
     again: list[lab_run.TrialEvent] = []
-    run_study(recipe, tmp_path / "a", on_trial=again.append)
+    run_study(recipe, tmp_path / "a", on_trial=again.append, lang="zh")
     assert again == []
+    check_chinese(tmp_path / "a" / "report.html", "研究：a", "程式碼上忘掉的奈特", "秩 4、秩穩定化")
+    with pytest.raises(UsageError, match="unknown language 'de'"):
+        run_study(recipe, tmp_path / "b", lang="de")
+    assert not (tmp_path / "b").exists()
 
 
 def test_sources_share_the_tokens_by_their_size_to_the_exponent(lab_recipe, tmp_path: Path, monkeypatch) -> None:

@@ -12,7 +12,9 @@ from puna.lab.study import Arm, build_arm, with_parameters
 from puna.model.batch import Batch
 from puna.planning.compute import forward_flops
 from puna.planning.counting import kv_cache_bytes_per_token, linear_parameters, parameter_count
+from puna.report.labels import phrase
 
+NAMES = ("transformer-2017", "+ pre-norm", "pre-norm", "post-norm", "float32")
 BASE = base_model(LabRecipe(study="norms"), 2048)
 
 
@@ -119,3 +121,12 @@ def test_every_arm_can_be_built_and_probed(name: str) -> None:
         assert sum(weight.numel() for weight in model.parameters() if weight.requires_grad) == arm.parameters
         for probe in study.probes[:3]:
             assert probe(model, [batch]), arm.name
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_arms_are_called_is_said_in_chinese_but_for_names(name: str) -> None:
+    for arm in STUDIES[name](BASE).arms:
+        assert phrase("en", "lab.arm", arm.name) == arm.name
+        for part in arm.name.split(", "):
+            is_name = part.removeprefix("+ ")[0].isupper() or part in NAMES or part.startswith(("alpha = ", "q k"))
+            assert is_name or phrase("zh", "lab.arm", part) != part

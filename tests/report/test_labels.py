@@ -3,7 +3,7 @@ import string
 import pytest
 
 from puna.errors import UsageError
-from puna.report.labels import LABELS, label
+from puna.report.labels import LABELS, check_language, label, phrase
 
 
 def placeholders(text: str) -> set[str]:
@@ -34,3 +34,24 @@ def test_a_label_is_filled() -> None:
 def test_an_unknown_language_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="unknown language 'de'"):
         label("de", "page.contents")
+    with pytest.raises(UsageError, match="unknown language 'zhh'"):
+        check_language("zhh")
+
+
+@pytest.mark.parametrize(
+    ("family", "words", "said"),
+    [
+        ("lab.arm", "2 key-value heads", "2 個鍵值頭"),
+        ("lab.arm", "transformer-2017", "transformer-2017"),
+        ("lab.arm", "alpha = 0.5 r", "alpha = 0.5 r"),
+        ("lab.arm", "bfloat16 products", "bfloat16 乘積"),
+        ("lab.reason", "ends at 7.1 nats, above the 5.7 of guessing", "最終是 7.1 奈特，比亂猜的 5.7 還高"),
+        ("lab.reason", "step 4: loss nan with gradient norm 1e+05", "第 4 步的損失是 nan，梯度範數是 1e+05"),
+        ("trained.exchanged", "scores times 1", "分數乘以 1"),
+        ("trained.exchanged", "scores times 1/d", "分數乘以 1/d"),
+        ("trained.exchanged", "norms of kind layer", "`layer` 型的正規化"),
+    ],
+)
+def test_a_phrase_keeps_its_numbers_and_a_name_stays(family: str, words: str, said: str) -> None:
+    assert phrase("zh", family, words) == said
+    assert phrase("en", family, words) == words
