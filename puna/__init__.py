@@ -3,13 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["__version__", "adapt", "compress", "evaluate", "generate", "load", "plan", "train"]
+__all__ = ["__version__", "adapt", "compress", "embed", "evaluate", "generate", "load", "plan", "train"]
 
 __version__ = "0.1.0"
 
 _VERBS = {
     "adapt": "puna.jobs.adapt",
     "compress": "puna.jobs.compress",
+    "embed": "puna.jobs.embed",
     "evaluate": "puna.jobs.evaluate",
     "generate": "puna.jobs.generate",
     "load": "puna.jobs.load",

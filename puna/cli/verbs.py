@@ -5,7 +5,20 @@ from typing import Any
 from cyclopts import App, Parameter
 
 from puna import __version__
-from puna.cli import adapt, compress, demo, doctor, evaluate, generate, lab, plan, tokens, train, weights
+from puna.cli import (
+    adapt,
+    compress,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    generate,
+    lab,
+    plan,
+    tokens,
+    train,
+    weights,
+)
 
 __all__ = ["app"]
 
@@ -24,6 +37,8 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for _place, _verb in enumerate((demo, doctor, plan, tokens, train, adapt, compress, evaluate, generate, weights, lab)):
+for _place, _verb in enumerate(
+    (demo, doctor, plan, tokens, train, adapt, compress, evaluate, embed, generate, weights, lab)
+):
     _verb.app.sort_key = _place
     app.command(_verb.app)

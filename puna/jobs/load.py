@@ -1,4 +1,4 @@
-"""puna.load(path): a model with its tokenizer, ready to be called and to generate, with or without an adapter."""
+"""puna.load(path): a model with its tokenizer, ready to be called, to generate and to embed, with or without an adapter."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from puna.adaptation.targets import attach_adapter, detach, put_back
 from puna.arch.config import ModelConfig
 from puna.arch.presets import PRESETS
 from puna.errors import CheckpointMismatch, PunaError, UsageError, unknown_name
+from puna.evaluation.embedding import Pool, embed_texts
 from puna.generation.decode import Completion, generate
 from puna.generation.sampling import Sampler, SamplingSettings
 from puna.model.linears.adapter import Adapter
@@ -45,7 +46,7 @@ _DEFAULT_NEW_TOKENS = 128
 
 
 class LoadedModel(nn.Module):
-    """A Llama with its tokenizer; `notices` says what was ignored or could not be checked while loading."""
+    """A Llama with its tokenizer; `notices` says what was ignored or could not be checked while loading, and what embed cut."""
 
     def __init__(
         self, llama: Llama, tokenizer: Tokenizer | None, header: CheckpointHeader, notices: Sequence[str] = ()
@@ -121,6 +122,15 @@ class LoadedModel(nn.Module):
             raise unknown_name("setting", name, known)
         ids, sampler = self.tokenizer.encode(prompt, bos=True), Sampler(SamplingSettings(**settings))
         return generate(self.llama, self.tokenizer, ids, sampler, max_new_tokens=max_new_tokens, stop=stop)
+
+    def embed(self, texts: Sequence[str], pool: Pool = "mean") -> Tensor:
+        """Texts as vectors_ND of length 1 in float32 on the CPU: the mean of their states, or the last one.
+
+        A text longer than the context is cut to it, and `notices` says so. Raises: UsageError, BadData, NonFiniteLoss.
+        """
+        embedded = embed_texts(self.llama, self.tokenizer, texts, pool)
+        self.notices = tuple(dict.fromkeys((*self.notices, *embedded.notices)))
+        return embedded.vectors_ND
 
 
 def load(

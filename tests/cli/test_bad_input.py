@@ -42,6 +42,16 @@ def test_text_that_is_not_there(puna: Puna, made: Any, tmp_path: Path) -> None:
     puna("evaluate", made.trained, "--text", tmp_path / "nothing").failed(1, "nothing", "hint: ")
 
 
+def test_a_text_to_embed_that_is_empty_or_a_file_that_is_not_there(puna: Puna, made: Any, tmp_path: Path) -> None:
+    puna("embed", made.trained, "--text", tmp_path / "nothing.txt").failed(2, "no such file", "hint: ")
+    puna("embed", made.trained, "--text", tmp_path).failed(1, "expected a file, got a folder", "hint: ")
+    puna("embed", made.trained, "--text", "a", "").failed(1, "got an empty one, text 2 of 2", "hint: ")
+    puna("embed", made.trained, "--text").failed(2, "at least one text", "hint: ")
+    puna("embed", made.trained, "--text", "a", "--judge").failed(1, "at least 10 pairs", "hint: ")
+    puna("embed", made.trained, "--text", "a" * 5000, "--pool", "max").failed(2, "pool", "hint: ")
+    assert puna("embed", made.trained, "--text", "a" * 5000).code == 0  # longer than any path
+
+
 def test_a_text_too_small_to_split(puna: Puna, made: Any, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()

@@ -13,7 +13,20 @@ from cyclopts import App
 from puna.cli.verbs import app
 
 HEAVY = {"torch", "numpy", "fastapi", "pydantic", "matplotlib", "tokenizers", "transformers"}
-VERBS = ("demo", "doctor", "plan", "tokens", "train", "adapt", "compress", "evaluate", "generate", "weights", "lab")
+VERBS = (
+    "demo",
+    "doctor",
+    "plan",
+    "tokens",
+    "train",
+    "adapt",
+    "compress",
+    "evaluate",
+    "embed",
+    "generate",
+    "weights",
+    "lab",
+)
 PAGES = (
     (),
     *((verb,) for verb in VERBS),

@@ -129,6 +129,32 @@ def test_evaluate(puna: Puna, made: Any) -> None:
     assert 0 < abs(rounded["nats_per_token"] - result["nats_per_token"]) < 0.1
 
 
+def test_embed(puna: Puna, made: Any, tmp_path: Path) -> None:
+    words, flags = ("The llama walks.", "cold on the puna"), ("--threads", 1, "--json")
+    ending = puna("embed", made.trained, "--text", *words, "--pool", "last", *flags)
+    has(ending.json, "dim vectors texts notices auc auc_standard_error pairs")
+    assert [len(vector) for vector in ending.json["vectors"]] == [ending.json["dim"]] * 2
+    assert ending.json["texts"] == list(words)
+    repeated = [part for word in words for part in ("--text", word)]
+    assert puna("embed", made.trained, *repeated, "--pool", "last", *flags).json == ending.json
+    assert puna("embed", made.trained, "--text", *words, *flags).json["vectors"] != ending.json["vectors"]
+    assert puna("embed", made.trained, "--text=-5 degrees", *flags).json["texts"] == ["-5 degrees"]
+    prose = tmp_path / "prose.txt"
+    prose.write_text("\n\n".join(f"Llama {n} walks. It eats." for n in range(20)), encoding="utf-8")
+    assert len(puna("embed", made.trained, "--text", prose, *flags).json["vectors"]) == 20
+    judged = puna("embed", made.trained, "--text", prose, "--judge", *flags).json
+    assert judged["pairs"] == 20
+    assert 0 <= judged["auc"] <= 1
+    shown = puna("embed", made.trained, "--text", prose, "--judge")
+    assert f"{judged['auc']:.4f} ± {judged['auc_standard_error']:.4f}" in shown.out
+
+
+def test_embed_shows_a_line_a_text_and_says_what_it_cut(puna: Puna, made: Any) -> None:
+    ending = puna("embed", made.trained, "--text", "A llama.", "llama " * 500)
+    assert [line.split("\t")[0] for line in ending.out.splitlines()[1:]] == ["A llama.", "llama " * 7 + "llama…"]
+    assert "1 of 2 texts cut to the context of 256 ids, first text 2" in ending.err
+
+
 def test_generate(puna: Puna, made: Any) -> None:
     flags = ("--prompt", "The llama", "--max-new-tokens", 4, "--threads", 1)
     ending = puna("generate", made.trained, *flags, "--json")
