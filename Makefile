@@ -5,9 +5,10 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv/bin/python
 READY := .venv/.ready
+LESSONS := .venv/.lessons
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly mutants bench oracles format clean
+.PHONY: help demo test nightly mutants claims lessons bench oracles format clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
@@ -29,6 +30,12 @@ nightly: $(READY) mutants ## the same laws with larger counts, and the mutants
 mutants: $(READY) ## break each law on purpose; its test must fail
 	OMP_NUM_THREADS=1 $(VENV) tests/mutants/run.py
 
+claims: $(READY) ## run the commands of docs/claims.toml again, and write docs/claims.md
+	$(VENV) -m tests.claims
+
+lessons: $(READY) $(LESSONS) ## run the chapters of docs/zh as notebooks (build/lessons), and write them in Simplified Chinese (docs/zh-hans)
+	$(VENV) bench/lessons.py
+
 bench: $(READY) ## our training step beside transformers, and what a conversion costs
 	$(VENV) bench/train.py
 	$(VENV) bench/convert.py
@@ -49,7 +56,7 @@ format: $(READY) ## rewrite the sources as ruff would have them
 	$(VENV) -m ruff format
 
 clean: ## remove .venv and every cache, but no run
-	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist docs/zh-hans ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -61,3 +68,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@$(VENV) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $(READY)
+
+$(LESSONS): pyproject.toml constraints.txt | $(READY)
+	@$(VENV) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $(LESSONS)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["__version__", "adapt", "compress", "embed", "evaluate", "generate", "load", "plan", "train"]
+__all__ = ["__version__", "adapt", "compress", "embed", "evaluate", "explain", "generate", "load", "plan", "train"]
 
 __version__ = "0.1.0"
 
@@ -12,6 +12,7 @@ _VERBS = {
     "compress": "puna.jobs.compress",
     "embed": "puna.jobs.embed",
     "evaluate": "puna.jobs.evaluate",
+    "explain": "puna.topics.explain",
     "generate": "puna.jobs.generate",
     "load": "puna.jobs.load",
     "plan": "puna.jobs.plan",

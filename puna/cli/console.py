@@ -13,7 +13,7 @@ from typing import Any
 from puna.errors import PunaError
 from puna.report.numbers import human_bytes
 
-__all__ = ["fits_row", "print_json", "print_table", "progress_line", "say"]
+__all__ = ["fits_row", "print_json", "print_table", "print_words", "progress_line", "say"]
 
 _PLAIN_EVERY_SECONDS = 5.0
 
@@ -34,8 +34,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table on a terminal, tab-separated lines elsewhere. All columns but the first are right-aligned."""
+def print_words(text: str) -> None:
+    """A paragraph, broken at words to a terminal's width; one line elsewhere."""
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    from rich.console import Console
+
+    Console(highlight=False, markup=False, emoji=False).print(text)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, left: int = 1) -> None:
+    """A table on a terminal, tab-separated lines elsewhere. Args: left: so many columns are left-aligned, the others right."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             print("\t".join(row))
@@ -46,7 +56,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
     table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
+        table.add_column(escape(column), justify="left" if index < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     Console(highlight=False).print(table)

@@ -12,6 +12,7 @@ from puna.cli import (
     doctor,
     embed,
     evaluate,
+    explain,
     generate,
     lab,
     plan,
@@ -38,7 +39,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for _place, _verb in enumerate(
-    (demo, doctor, plan, tokens, train, adapt, compress, evaluate, embed, generate, weights, lab)
+    (demo, doctor, plan, tokens, train, adapt, compress, evaluate, embed, generate, weights, lab, explain)
 ):
     _verb.app.sort_key = _place
     app.command(_verb.app)

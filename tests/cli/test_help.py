@@ -26,6 +26,7 @@ VERBS = (
     "generate",
     "weights",
     "lab",
+    "explain",
 )
 PAGES = (
     (),

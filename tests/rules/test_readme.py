@@ -1,4 +1,4 @@
-"""What README.md and docs/ promise: every command and the Python run, at tiny settings; what is cited and linked exists."""
+"""What the READMEs and docs/ promise: every command and the Python run, at tiny settings; what is cited and linked exists."""
 
 import os
 import re
@@ -83,6 +83,13 @@ def test_every_block_of_the_readme_is_understood(root: Path) -> None:
     assert not re.findall(r"^puna .*", "\n".join(body for _, body in blocks), re.MULTILINE), "a command without its $"
 
 
+def test_the_chinese_readme_has_the_same_commands_and_python(root: Path) -> None:
+    english, chinese = root / "README.md", root / "README.zh.md"
+    for program in PROGRAMS:
+        assert commands(chinese, program) == commands(english, program)
+    assert fences(chinese, "python") == fences(english, "python")
+
+
 def test_every_page_of_a_verb_names_exactly_its_flags(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     synopses = [body.replace("\n ", " ") for page in (root / "docs").glob("*.md") for body in fences(page, "")]
     lines = [line for body in synopses for line in body.splitlines() if line.startswith("puna ")]
@@ -95,7 +102,7 @@ def test_every_page_of_a_verb_names_exactly_its_flags(root: Path, capsys: pytest
         assert set(FLAG.findall(line)) == found, line
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "CONTRIBUTING.md"])
 def test_every_make_line_is_a_target(root: Path, name: str) -> None:
     targets = set(re.findall(r"^([a-z]+):.*## ", (root / "Makefile").read_text("utf-8"), re.MULTILINE))
     page = root / name
@@ -106,7 +113,7 @@ def test_every_make_line_is_a_target(root: Path, name: str) -> None:
 
 
 def test_every_link_between_the_pages_leads_somewhere(root: Path) -> None:
-    pages = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")]
+    pages = [*root.glob("README*.md"), root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))]
     lost = [f"{page.name}: {link}" for page, link in links if "://" not in link and not (page.parent / link).exists()]
     assert not lost, "\n".join(lost)

@@ -1,0 +1,105 @@
+"""Grouped-query attention: query heads in groups, each group with one head of keys and values."""
+
+import torch
+from torch import Tensor
+
+from puna.arch.config import ModelConfig
+from puna.arch.modules import linear_shapes
+from puna.model.attention import Attention, attend_causally
+from puna.model.walk import look_inside, walk
+from puna.planning.counting import group_parameters, kv_cache_bytes_per_token
+from puna.report.drawing import HeadsDrawing
+from puna.topics.subject import Subject
+from puna.topics.topic import Part, Shown, Symbol, Topic, Value
+from puna.topics.words import Words
+
+__all__ = ["TOPIC"]
+
+_TOKENS = 100
+
+
+@torch.no_grad()
+def _show(subject: Subject, _: Words) -> Shown:
+    grouped, separate = _of_the_notes(kv_heads=2), _of_the_notes(kv_heads=8)
+    numbers = _counts(subject.config)
+    if subject.llama is not None:
+        view = look_inside(next(walk(subject.llama, subject.ids_BT)))
+        repeated = (
+            each.repeat_interleave(subject.config.heads_per_group, dim=1) for each in (view.k_BGSE, view.v_BGSE)
+        )
+        numbers["repeated_difference"] = float((attend_causally(view.q_BHTE, *repeated) - view.y_BHTE).abs().max())
+    drawn = {"gqa": subject.config, "gqa-example": grouped}
+    return Shown(
+        parts=(Part(name="model", numbers=numbers), Part(name="example", numbers=_example(grouped, separate))),
+        pictures={name: HeadsDrawing(n_heads=c.n_heads, n_kv_heads=c.n_kv_heads) for name, c in drawn.items()},
+    )
+
+
+def _of_the_notes(kv_heads: int) -> ModelConfig:
+    """One layer of the notes' example: width 512, 8 heads of 64."""
+    return ModelConfig(
+        vocab_size=512,
+        dim=512,
+        n_layers=1,
+        n_heads=8,
+        n_kv_heads=kv_heads,
+        head_dim=64,
+        ffn_dim=512,
+        max_seq_len=_TOKENS,
+    )
+
+
+def _counts(config: ModelConfig) -> dict[str, Value]:
+    return {
+        "heads_by_group": [
+            f"{g}: {g * config.heads_per_group}-{(g + 1) * config.heads_per_group - 1}"
+            for g in range(config.n_kv_heads)
+        ],
+        "attention_parameters": group_parameters(config, "attention"),
+        "cache_bytes_per_token": kv_cache_bytes_per_token(config),
+    }
+
+
+def _example(grouped: ModelConfig, separate: ModelConfig) -> dict[str, Value]:
+    """100 tokens: the shapes, what a multi-head layer would take instead, and the concatenation as a sum over heads."""
+    shapes, wide = linear_shapes(grouped), linear_shapes(separate)
+    numbers: dict[str, Value] = {f"{name}_shape": list(shapes[f"{name}_proj"]) for name in "qkvo"}
+    attention, x_BTD = Attention(grouped, layer=0), torch.randn(1, _TOKENS, grouped.dim)
+    heads: list[Tensor] = []
+    hook = attention.o_proj.register_forward_pre_hook(lambda _, given: heads.append(given[0][0]))
+    y_TD = attention(x_BTD, lambda x: x, attend_causally, None)[0]
+    hook.remove()
+    return numbers | _counts(grouped) | {
+        "separate_attention_parameters": group_parameters(separate, "attention"),
+        "separate_cache_bytes_per_token": kv_cache_bytes_per_token(separate),
+        "kv_projection_macs": 2 * _TOKENS * shapes["k_proj"][0] * shapes["k_proj"][1],
+        "separate_kv_projection_macs": 2 * _TOKENS * wide["k_proj"][0] * wide["k_proj"][1],
+        "score_macs": grouped.n_heads * _TOKENS * _TOKENS * grouped.head_dim,
+        "separate_score_macs": separate.n_heads * _TOKENS * _TOKENS * separate.head_dim,
+        "y_shape": list(y_TD.shape),
+        "concatenation_difference": float((y_TD - _summed_by_hand(heads[0], attention.o_proj.weight, grouped)).abs().max()),
+    }  # fmt: skip
+
+
+def _summed_by_hand(heads_TD: Tensor, weight_oi: Tensor, config: ModelConfig) -> Tensor:
+    """Concat(head_1 ... head_h) W_O, one head at a time."""
+    pairs = zip(heads_TD.split(config.head_dim, dim=-1), weight_oi.split(config.head_dim, dim=-1), strict=True)
+    return torch.stack([head_TE @ columns_oE.T for head_TE, columns_oE in pairs]).sum(0)
+
+
+TOPIC = Topic(
+    name="gqa",
+    formula=(
+        "head_i = softmax(Q_i K_G^T / sqrt(d_h) + M) V_G,  G = floor(i / q),  q = h / g",
+        "Y = Concat(head_0 ... head_(h-1)) W_O",
+    ),
+    symbols=(
+        Symbol(sign="Q_i", axes="n d_h"),
+        Symbol(sign="K_G, V_G", axes="n d_h"),
+        Symbol(sign="q", axes="q"),
+        Symbol(sign="W_O", axes="d h*d_h"),
+    ),
+    show=_show,
+    code=("puna/model/attention.py", "Attention"),
+    test=("tests/model/test_attention.py", "test_grouped_heads_equal_full_heads_whose_key_and_value_rows_are_repeated"),
+)

@@ -1,0 +1,176 @@
+"""Sparse attention: a token asks only some of those before it, its neighbours or its own block."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from puna.arch.attention_pattern import Blocks, Causal, LayerPattern, SlidingWindow
+from puna.arch.config import ModelConfig
+from puna.model.attention import Attend
+from puna.model.init import initialise
+from puna.model.llama import Llama
+from puna.model.visibility import attention_mask, ways_to_attend
+from puna.model.walk import AttentionView, look_inside, walk
+from puna.planning.counting import attended_pairs
+from puna.report.heat import HeatMap
+from puna.topics.subject import Subject
+from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.words import Words
+
+__all__ = ["TOPIC"]
+
+_WINDOW, _BLOCK = 3, 4  # tokens, where pairs are shown one by one
+_WIDE = 256  # tokens of a window or a block, where they are counted
+_COUNTED = (2_048, 8_192, 32_768)
+_SMALL = ModelConfig(vocab_size=64, dim=32, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, max_seq_len=12)
+
+
+def _show(subject: Subject, words: Words) -> Shown:
+    names, patterns = words.numbers, _patterns(_WINDOW, _BLOCK)
+    numbers: dict[str, Value] = {"seen": _who_sees_whom(subject.pieces, patterns, names)}
+    if subject.llama is not None:
+        with torch.no_grad():
+            view = look_inside(next(walk(subject.llama, subject.ids_BT)))
+            numbers |= _inside(view, subject.config)
+    return Shown(
+        parts=(
+            Part(name="model", numbers=numbers),
+            Part(name="reach", numbers=_reach(patterns, names)),
+            Part(name="example", numbers=_example(names)),
+        ),
+        pictures={f"sparse-attention-{name}": _mask(pattern, names) for name, pattern in patterns.items()},
+    )
+
+
+def _patterns(window: int, block: int) -> dict[str, LayerPattern]:
+    return {
+        "causal": Causal(), "window": SlidingWindow(window=window), "sinks": SlidingWindow(window=window, sinks=1),
+        "blocks": Blocks(size=block), "shifted": Blocks(size=block, shifted=True),
+    }  # fmt: skip
+
+
+def _who_sees_whom(tokens: tuple[str, ...], patterns: Mapping[str, LayerPattern], names: Mapping[str, str]) -> Grid:
+    """The positions that each token sees; where half of the heads see otherwise, theirs stand behind a bar."""
+    rows = [[" | ".join(_seen(pattern, query)) for pattern in patterns.values()] for query in range(len(tokens))]
+    columns = [names[name] for name in patterns]
+    return Grid(rows=[f"{place} {token}" for place, token in enumerate(tokens)], columns=columns, values=rows)
+
+
+def _seen(pattern: LayerPattern, query: int) -> Iterator[str]:
+    """Of each part of the heads: `0 5-7`."""
+    for part in pattern.parts:
+        keys = [key for key in range(query + 1) if part.allows(query, key)]
+        first, last = ([key for key in keys if key + side not in keys] for side in (-1, 1))
+        yield " ".join(str(a) if a == z else f"{a}-{z}" for a, z in zip(first, last, strict=True))
+
+
+def _mask(pattern: LayerPattern, names: Mapping[str, str]) -> HeatMap:
+    """Of the small model's tokens: the share of heads in which a row's token sees a column's."""
+    index_T = torch.arange(_SMALL.max_seq_len)
+    shares_TS = attention_mask(pattern, _SMALL.n_heads, index_T, index_T)[0].float().mean(0).tolist()
+    places = [str(place) for place in index_T.tolist()]
+    return HeatMap(
+        rows=places, columns=places, values=[[None if each == 1 else each for each in row] for row in shares_TS],
+        columns_label=names["read"], key=names["heads"], whole=names["all"],
+    )  # fmt: skip
+
+
+def _inside(view: AttentionView, config: ModelConfig) -> dict[str, Value]:
+    """The first layer's queries, keys and values: in a window by hand, and piece by piece as the notes cut them."""
+    q, k, v = view.q_BHTE, view.k_BGSE, view.v_BGSE
+    index_T = torch.arange(q.shape[2])
+    all_before, window, blocks = (
+        _way(config, pattern, len(index_T))
+        for pattern in (Causal(), SlidingWindow(window=_WINDOW), Blocks(size=_BLOCK))
+    )
+    seen_HTS = attention_mask(SlidingWindow(window=_WINDOW), 1, index_T, index_T)[0]
+    weights_HTS, cut_HTS, y_HTE = _attended_by_hand(view, seen_HTS, config)
+    pieces = zip(*(x.split(_BLOCK, dim=2) for x in (q, k, v)), strict=True)
+    joined = torch.cat([all_before(q_b, k_b, v_b, None) for q_b, k_b, v_b in pieces], dim=2)
+    return {
+        "row_sums": weights_HTS[0].sum(-1).tolist(),
+        "row_sums_cut_after": cut_HTS[0].sum(-1).tolist(),
+        "dense_difference": _apart(window(q, k, v, None)[0], y_HTE),
+        "pieces_difference": _apart(blocks(q, k, v, None), joined),
+    }
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max())
+
+
+def _way(config: ModelConfig, pattern: LayerPattern, tokens: int) -> Attend:
+    """How the engine attends by a pattern."""
+    return ways_to_attend(replace(config, pattern=pattern), tokens, None, None, torch.device("cpu"), torch.float32)[0]
+
+
+def _attended_by_hand(view: AttentionView, seen_HTS: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of a softmax over the neighbours; those of a softmax over all, then cut, as in the notes; the output."""
+    k_HSE, v_HSE = (x[0].repeat_interleave(config.heads_per_group, dim=0) for x in (view.k_BGSE, view.v_BGSE))
+    scores_HTS = view.q_BHTE[0] @ k_HSE.transpose(-1, -2) * config.score_factor
+    weights_HTS = scores_HTS.masked_fill(~seen_HTS, -torch.inf).softmax(-1)
+    return weights_HTS, scores_HTS.softmax(-1) * seen_HTS, weights_HTS @ v_HSE
+
+
+def _reach(patterns: Mapping[str, LayerPattern], names: Mapping[str, str]) -> dict[str, Value]:
+    """How far back an output still has a gradient, after one layer to all four."""
+    felt = {name: _felt(pattern) for name, pattern in patterns.items()}
+    tokens = torch.arange(_SMALL.max_seq_len)
+    distance_TS, block_T = tokens[:, None] - tokens, tokens // _BLOCK
+    is_across_TS = block_T[:, None] != block_T
+    farthest = [[int(distance_TS[each_TS > 0].max()) for each_TS in layers] for layers in felt.values()]
+    columns = [f"{names['layers']} {layer + 1}" for layer in range(_SMALL.n_layers)]
+    return {
+        "gradient_from_later_tokens": float(max(layers[-1].triu(1).max() for layers in felt.values())),
+        "gradient_across_blocks": float(felt["blocks"][-1][is_across_TS].max()),
+        "gradient_across_shifted_blocks": float(felt["shifted"][-1][is_across_TS].max()),
+        "reach_tokens": Grid(rows=[names[name] for name in patterns], columns=columns, values=farthest),
+    }
+
+
+def _felt(pattern: LayerPattern) -> list[Tensor]:
+    """After each layer: how much a row's output feels a column's input, (T, T); every row reads a copy of its own."""
+    llama, tokens = initialise(Llama(replace(_SMALL, pattern=pattern)), seed=0), _SMALL.max_seq_len
+    rotate, way = llama.position.rotation(torch.arange(tokens)[None]), _way(_SMALL, pattern, tokens)
+    start_TTD = torch.randn(1, tokens, _SMALL.dim).repeat(tokens, 1, 1).requires_grad_()
+    x_TTD, found = start_TTD, []
+    for block in llama.layers:
+        x_TTD = block(x_TTD, rotate, way, None)
+        (gradient_TTD,) = torch.autograd.grad(x_TTD.diagonal().sum(), start_TTD, retain_graph=True)
+        found.append(gradient_TTD.abs().amax(-1))
+    return found
+
+
+def _example(names: Mapping[str, str]) -> dict[str, Value]:
+    """Pairs of a head, exactly, for windows and blocks of 256; and what the notes' g blocks would take, n^2 / g."""
+    patterns = _patterns(_WIDE, _WIDE)
+    configs = {name: replace(_SMALL, n_layers=1, pattern=pattern) for name, pattern in patterns.items()}
+    pairs = {name: [attended_pairs(each, n) // each.n_heads for n in _COUNTED] for name, each in configs.items()}
+    rows = [names["square"], *(names[name] for name in patterns)]
+    values = [[n * n for n in _COUNTED], *pairs.values()]
+    return {
+        "notes_block_pairs": [n * _WIDE for n in _COUNTED],
+        "pairs": Grid(rows=rows, columns=[f"n = {n:,}" for n in _COUNTED], values=values),
+    }
+
+
+TOPIC = Topic(
+    name="sparse-attention",
+    formula=(
+        "A_ij = softmax over j in N(i) of Q_i K_j / sqrt(d_h),  else 0",
+        "window: N(i) = {j : 0 <= i - j < w},  n w - w (w - 1) / 2 pairs",
+        "blocks: N(i) = {j <= i : floor(j / b) = floor(i / b)},  n (b + 1) / 2 pairs where b divides n",
+        "all before: N(i) = {j <= i},  n (n + 1) / 2 pairs",
+    ),
+    symbols=(
+        Symbol(sign="A", axes="h n n"),
+        Symbol(sign="N(i)", unit="tokens"),
+        Symbol(sign="w", unit="tokens"),
+        Symbol(sign="b", unit="tokens"),
+    ),
+    show=_show,
+    code=("puna/arch/attention_pattern.py", "SlidingWindow"),
+    test=("tests/model/test_visibility.py", "test_a_window_reaches_exactly_as_far_as_its_layers_allow"),
+)
