@@ -81,7 +81,7 @@ def _written(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.7g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

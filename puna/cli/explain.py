@@ -41,7 +41,7 @@ def explain(
         model: a run, a model's folder or file, or a preset (of a large one shapes and counts only); without it the newest
             run under runs/, else tiny with random weights.
         text: what the model reads.
-        rank: of the topics svd, pca and lora.
+        rank: of the topics svd, pca, lora and memory.
         lang: English or Traditional Chinese.
         out: a folder for the pictures, as SVG.
         threads: CPU threads; 0 leaves torch's choice.

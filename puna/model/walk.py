@@ -31,11 +31,12 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionView:
-    """What a layer's attention reads, after rotation, and what it makes of it."""
+    """What a layer's attention reads, after rotation, and what it makes of it. Args: sink_H: None where heads have none."""
 
     q_BHTE: Tensor
     k_BGSE: Tensor
     v_BGSE: Tensor
+    sink_H: Tensor | None
     y_BHTE: Tensor
 
 
@@ -59,7 +60,7 @@ def look_inside(stage: Stage) -> AttentionView:
 
     def watch(q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, sink_H: Tensor | None) -> Tensor:
         y_BHTE = stage.attend(q_BHTE, k_BGSE, v_BGSE, sink_H)
-        seen.append(AttentionView(q_BHTE=q_BHTE, k_BGSE=k_BGSE, v_BGSE=v_BGSE, y_BHTE=y_BHTE))
+        seen.append(AttentionView(q_BHTE=q_BHTE, k_BGSE=k_BGSE, v_BGSE=v_BGSE, sink_H=sink_H, y_BHTE=y_BHTE))
         return y_BHTE
 
     stage.run(watch)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from puna.arch.config import ModelConfig
 from puna.arch.presets import find_preset
 from puna.arch.variants import FEED_FORWARDS, matched_ffn_dim
 from puna.model.activations import ACTIVATIONS
@@ -14,9 +13,8 @@ from puna.model.linears.derived import value_of
 from puna.model.walk import Stage, walk
 from puna.planning.counting import group_parameters
 from puna.report.axes import Axis
-from puna.report.curves import LineChart, Series
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, curves, relative_difference, watching
 from puna.topics.words import Words
 from puna.weights.meta import meta_params
 
@@ -30,44 +28,38 @@ _SHOWN = 6  # shown of each vector
 
 @torch.no_grad()
 def _show(subject: Subject, words: Words) -> Shown:
-    numbers = _counts(subject.config)
-    if subject.llama is not None:
-        numbers |= _inside(next(walk(subject.llama, subject.ids_BT)), FEED_FORWARDS[subject.config.ffn])
-    parts = {"model": numbers, "curves": _curves(), "widths": _widths(words)}
-    x = torch.linspace(-5, 5, 201)
-    pictures = {
-        "activations": _chart(x, _values(x), words.numbers["value"]),
-        "activations-slopes": _chart(x, _slopes(x), words.numbers["slope"]),
-    }
-    return Shown(parts=[Part(name=name, numbers=each) for name, each in parts.items()], pictures=pictures)
-
-
-def _counts(config: ModelConfig) -> dict[str, Value]:
-    return {
+    config = subject.config
+    numbers: dict[str, Value] = {
         "ffn_width": config.ffn_dim,
         "ffn_over_d": config.ffn_dim / config.dim,
         "ffn_parameters": group_parameters(config, "mlp"),
     }
+    if subject.llama is not None:
+        numbers |= _inside(next(walk(subject.llama, subject.ids_BT)), FEED_FORWARDS[config.ffn])
+    x, at = torch.linspace(-5, 5, 201), Axis(label="x")
+    values, slopes = ({name: y.tolist() for name, y in of(x).items()} for of in (_values, _slopes))
+    pictures = {
+        "activations": curves(at, Axis(label=words.numbers["value"]), x.tolist(), values),
+        "activations-slopes": curves(at, Axis(label=words.numbers["slope"]), x.tolist(), slopes),
+    }
+    return Shown.of(model=numbers, curves=_curves(), widths=_widths(words), pictures=pictures)
 
 
 def _inside(stage: Stage, function: str) -> dict[str, Value]:
     """The last token's vector through the first layer's network."""
     mlp, seen = stage.block.mlp, list[Tensor]()
-    hook = mlp.register_forward_hook(lambda _, given, output: seen.extend((value_of(given[0]), output)))
-    stage.run()
-    hook.remove()
+    with watching({"mlp": mlp}, lambda _, x_BTD, y_BTD: seen.extend((value_of(x_BTD), y_BTD))):
+        stage.run()
     x_BTD, y_BTD = seen
-    by_hand = _network_by_hand(mlp, x_BTD, function)
     steps = {name: each[0, -1] for name, each in (_steps(mlp, x_BTD) | {"W_down (...)": y_BTD}).items()}
     before_F = steps["W_gate x" if isinstance(mlp, FeedForward) else "W_up x"]
     return {
         "below_zero_share": float((before_F < 0).float().mean()),
-        "output_difference": float((by_hand - y_BTD).abs().max() / by_hand.abs().max()),
-        "steps": Grid(
-            rows=list(steps), columns=[str(place) for place in range(_SHOWN)],
-            values=[each[:_SHOWN].tolist() for each in steps.values()],
+        "output_difference": relative_difference(y_BTD, _network_by_hand(mlp, x_BTD, function)),
+        "steps": Grid.of(
+            [str(place) for place in range(_SHOWN)], {name: each[:_SHOWN].tolist() for name, each in steps.items()}
         ),
-    }  # fmt: skip
+    }
 
 
 def _steps(mlp: FeedForward | PlainFeedForward, x: Tensor) -> dict[str, Tensor]:
@@ -83,14 +75,12 @@ def _curves() -> dict[str, Value]:
     """The functions and their slopes, and where Swish is least."""
     x = torch.tensor(_POINTS, dtype=torch.float64)
     fine = torch.linspace(-2, -1, 1_000_001, dtype=torch.float64)
-    swish = ACTIVATIONS["silu"].value(fine)
-    by_hand = _functions_by_hand(x)
+    swish, by_hand = ACTIVATIONS["silu"].value(fine), _functions_by_hand(x)
+    apart = [float((y - by_hand[_FUNCTIONS[name]]).abs().max()) for name, y in _values(x).items()]
     return {
         "swish_minimum": float(swish.min()),
         "swish_minimum_at": float(fine[swish.argmin()]),
-        "functions_difference": max(
-            float((y - by_hand[_FUNCTIONS[name]]).abs().max()) for name, y in _values(x).items()
-        ),
+        "functions_difference": max(apart),
         "values": _table(_values(x)),
         "slopes": _table(_slopes(x)),
     }
@@ -105,31 +95,25 @@ def _slopes(x: Tensor) -> dict[str, Tensor]:
 
 
 def _table(of: Mapping[str, Tensor]) -> Grid:
-    columns = torch.stack(list(of.values()), dim=1)
-    return Grid(rows=[f"x = {point:g}" for point in _POINTS], columns=list(of), values=columns.tolist())
-
-
-def _chart(x: Tensor, of: Mapping[str, Tensor], label: str) -> LineChart:
-    series = [Series(name=name, x=x.tolist(), y=y.tolist()) for name, y in of.items()]
-    return LineChart(x=Axis(label="x"), y=Axis(label=label), series=series)
+    values = torch.stack(list(of.values()), dim=1).tolist()
+    return Grid(rows=[f"x = {point:g}" for point in _POINTS], columns=list(of), values=values)
 
 
 def _widths(words: Words) -> dict[str, Value]:
     """Meta's rule for the width f, as released models have it in their params.json, and the width without a gate."""
-    configs = {name: find_preset(name).config for name in _MODELS}
-    values, by_hand = list[list[float | str]](), list[int]()
-    for config in configs.values():
-        rule = meta_params(config)
+    rows, apart = dict[str, list[float | str]](), list[int]()
+    for name in _MODELS:
+        config = find_preset(name).config
+        rule, d = meta_params(config), config.dim
         multiplier, multiple_of = rule.get("ffn_dim_multiplier"), rule["multiple_of"]
-        by_hand.append(_width_by_hand(config.dim, multiplier, multiple_of))
+        width = _width_by_hand(d, multiplier, multiple_of)
         written = words.numbers["without"] if multiplier is None else multiplier
-        values.append([config.dim, 8 * config.dim // 3, written, multiple_of, by_hand[-1], config.ffn_dim / config.dim])
-    columns = ["d", "int(8 d / 3)", "m", words.numbers["multiple_of"], "f", "f / d"]
-    apart = [abs(width - config.ffn_dim) for width, config in zip(by_hand, configs.values(), strict=True)]
+        rows[name] = [d, 8 * d // 3, written, multiple_of, width, config.ffn_dim / d]
+        apart.append(abs(width - config.ffn_dim))
     return {
-        "rule": Grid(rows=list(configs), columns=columns, values=values),
+        "rule": Grid.of(["d", "int(8 d / 3)", "m", words.numbers["multiple_of"], "f", "f / d"], rows),
         "rule_difference": max(apart),
-        "matched_width": matched_ffn_dim(configs["llama-3-8b"].ffn_dim),
+        "matched_width": matched_ffn_dim(find_preset("llama-3-8b").config.ffn_dim),
     }
 
 
@@ -157,12 +141,7 @@ TOPIC = Topic(
         "y = W_down (act(W_gate x) * W_up x),  act: sigma in GLU, SiLU in SwiGLU, GELU in GEGLU",
         "f = int(m int(8 d / 3)), rounded up to a multiple; m = 1 where there is none",
     ),
-    symbols=(
-        Symbol(sign="x, y", axes="d"),
-        Symbol(sign="W_gate, W_up", axes="f d"),
-        Symbol(sign="W_down", axes="d f"),
-        Symbol(sign="f", axes="f"),
-    ),
+    symbols={"x, y": "d", "W_gate, W_up": "f d", "W_down": "d f", "f": "f"},
     show=_show,
     code=("puna/model/feed_forward.py", "feed_forward"),
     test=("tests/model/test_activations.py", "test_each_network_is_its_formula"),

@@ -9,7 +9,7 @@ from puna.model.visibility import attention_mask
 from puna.model.walk import AttentionView, look_inside, walk
 from puna.report.heat import HeatMap
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -19,25 +19,25 @@ _HEADS = 4  # into which the example's 64 are split the second time
 
 @torch.no_grad()
 def _show(subject: Subject, words: Words) -> Shown:
-    parts, pictures = [Part(name="example", numbers=_example())], {}
-    if subject.llama is not None:
-        view, rows = look_inside(next(walk(subject.llama, subject.ids_BT))), list(subject.pieces)
-        index_T = torch.arange(len(rows))
-        seen_HTS = attention_mask(subject.config.pattern.of_layer(0), subject.config.n_heads, index_T, index_T)[0]
-        numbers, weights_TS = _inside(view, seen_HTS, subject.config.score_factor, rows)
-        parts.insert(0, Part(name="model", numbers=numbers))
-        pictures["attention"] = HeatMap(
-            rows=rows, columns=rows, values=weights_TS.tolist(), columns_label=words.numbers["read"],
-            key=words.numbers["weight"], whole=words.numbers["whole"],
-        )  # fmt: skip
-    return Shown(parts=parts, pictures=pictures)
+    example = _example()
+    if subject.llama is None:
+        return Shown.of(example=example)
+    view, rows = look_inside(next(walk(subject.llama, subject.ids_BT))), list(subject.pieces)
+    index_T = torch.arange(len(rows))
+    seen_HTS = attention_mask(subject.config.pattern.of_layer(0), subject.config.n_heads, index_T, index_T)[0]
+    numbers, weights_TS = _inside(view, seen_HTS, subject.config.score_factor, rows)
+    picture = HeatMap(
+        rows=rows, columns=rows, values=weights_TS.tolist(), columns_label=words.numbers["read"],
+        key=words.numbers["weight"], whole=words.numbers["whole"],
+    )  # fmt: skip
+    return Shown.of(model=numbers, example=example, pictures={"attention": picture})
 
 
 def _inside(view: AttentionView, seen_HTS: Tensor, factor: float, rows: list[str]) -> tuple[dict[str, Value], Tensor]:
     """What the first layer's first head does with the text, and its weights."""
     per_group = view.q_BHTE.shape[1] // view.k_BGSE.shape[1]
     q_HTE, k_HSE, v_HSE = view.q_BHTE[0], *(x[0].repeat_interleave(per_group, 0) for x in (view.k_BGSE, view.v_BGSE))
-    scores_HTS, weights_HTS, y_HTE = _attended_by_hand(q_HTE, k_HSE, v_HSE, seen_HTS, factor)
+    scores_HTS, weights_HTS, y_HTE = _attended_by_hand(q_HTE, k_HSE, v_HSE, seen_HTS, factor, view.sink_H)
     cosines_TS = _cosines_by_hand(q_HTE[0], k_HSE[0])
     numbers: dict[str, Value] = {
         "scores": Grid(rows=rows, columns=rows, values=scores_HTS[0].tolist()),
@@ -71,10 +71,15 @@ def _example() -> dict[str, Value]:
     }
 
 
-def _attended_by_hand(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, weights, and c_i = sum over the visible j of weight_ij v_j."""
+def _attended_by_hand(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, factor: float, sink_H: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, weights, and c_i = sum over the visible j of weight_ij v_j; a sink takes its part and gives nothing."""
     scores = q @ k.transpose(-1, -2) * factor
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    masked = scores.masked_fill(~seen, -torch.inf)
+    if sink_H is not None:
+        masked = torch.cat((masked, sink_H[:, None, None].expand(-1, masked.shape[1], 1)), dim=-1)
+    weights = masked.softmax(-1)[..., : k.shape[-2]]
     return scores, weights, weights @ v
 
 
@@ -89,12 +94,7 @@ TOPIC = Topic(
         "P = softmax over j of S_ij",
         "c_i = sum over j <= i of P_ij v_j",
     ),
-    symbols=(
-        Symbol(sign="Q", axes="n h d_h"),
-        Symbol(sign="K, V", axes="n g d_h"),
-        Symbol(sign="S, P", axes="h n n"),
-        Symbol(sign="c", axes="n h d_h"),
-    ),
+    symbols={"Q": "n h d_h", "K, V": "n g d_h", "S, P": "h n n", "c": "n h d_h"},
     show=_show,
     code=("puna/model/attention.py", "attend_where"),
     test=("tests/model/test_attention.py", "test_fused_attention_equals_the_explicit_loop"),

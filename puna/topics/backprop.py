@@ -1,12 +1,11 @@
 """Back-propagation: a Linear's gradients are two more products, dW = dY^T X and dX = dY W."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 
 import torch
 from torch import Tensor
 
-from puna.arch.config import ModelConfig
 from puna.arch.modules import linear_shapes
 from puna.model.linears.group import project_together
 from puna.model.linears.kind import LinearKind, dense_linear
@@ -15,7 +14,7 @@ from puna.model.loss import chunked_nats
 from puna.model.visibility import ways_to_attend
 from puna.model.walk import walk
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -26,16 +25,13 @@ _STEP = 1e-5
 
 
 def _show(subject: Subject, words: Words) -> Shown:
-    numbers, llama = _counts(subject.config, subject.sizes["n"]), subject.llama
+    (d_out, d_in), llama = linear_shapes(subject.config)["o_proj"], subject.llama
+    jacobian_numbers = subject.sizes["n"] * d_out * d_out * d_in
+    numbers: dict[str, Value] = {"gradient_numbers": d_out * d_in, "jacobian_numbers": jacobian_numbers}
     is_dense = llama is not None and not any(isinstance(each, LinearKind) for each in llama.modules())
     if llama is not None and is_dense and len(subject.ids) > 1:
         numbers |= _of_a_pass(llama, subject.ids_BT, words)
-    return Shown(parts=(Part(name="model", numbers=numbers), Part(name="linear", numbers=_of_one_linear(words))))
-
-
-def _counts(config: ModelConfig, tokens: int) -> dict[str, Value]:
-    d_out, d_in = linear_shapes(config)["o_proj"]
-    return {"gradient_numbers": d_out * d_in, "jacobian_numbers": tokens * d_out * d_out * d_in}
+    return Shown.of(model=numbers, linear=_of_one_linear(words))
 
 
 def _of_a_pass(llama: Llama, ids_BT: Tensor, words: Words) -> dict[str, Value]:
@@ -61,7 +57,7 @@ def _of_a_pass(llama: Llama, ids_BT: Tensor, words: Words) -> dict[str, Value]:
     dweight_oi, dy_BTD = torch.autograd.grad(loss(), (weight_oi, outputs[0]))
     by_hand_oi = _weight_gradient_by_hand(dy_BTD[0], inputs[0][0].transpose(0, 1).flatten(1))
     largest = dweight_oi.flatten().abs().topk(_ENTRIES).indices.tolist()
-    return _side_by_side(dweight_oi, by_hand_oi, _central_differences(loss, weight_oi, largest), largest, words)
+    return _side_by_side(dweight_oi, by_hand_oi, _central_differences(loss, weight_oi, largest), words)
 
 
 def _of_one_linear(words: Words) -> dict[str, Value]:
@@ -73,17 +69,16 @@ def _of_one_linear(words: Words) -> dict[str, Value]:
         return project_together(x_TI, linear)[0].square().sum() / 2
 
     dweight_OI, dx_TI = torch.autograd.grad(loss(), (linear.weight, x_TI))
-    dy_TO, everything = linear(x_TI).detach(), range(_OUT * _IN)
+    dy_TO = linear(x_TI).detach()
     by_hand_OI = _weight_gradient_by_hand(dy_TO, x_TI.detach())
-    central = _central_differences(loss, linear.weight, everything)
+    dx_by_hand_TI = _input_gradient_by_hand(dy_TO, linear.weight.detach())
+    central = _central_differences(loss, linear.weight, range(_OUT * _IN))
     return {
         "y_shape": list(dy_TO.shape),
         "jacobian_shape": [*dy_TO.shape, *linear.weight.shape],
         "weight_gradient_shape": list(dweight_OI.shape),
-        "input_gradient_difference": float(
-            (dx_TI - _input_gradient_by_hand(dy_TO, linear.weight.detach())).abs().max()
-        ),
-        **_side_by_side(dweight_OI, by_hand_OI, central, everything, words),
+        "input_gradient_difference": float((dx_TI - dx_by_hand_TI).abs().max()),
+        **_side_by_side(dweight_OI, by_hand_OI, central, words),
     }
 
 
@@ -96,50 +91,39 @@ def _input_gradient_by_hand(dy_TO: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _central_differences(loss: Callable[[], Tensor], weight_oi: Tensor, entries: Sequence[int]) -> list[float]:
+def _central_differences(loss: Callable[[], Tensor], weight_oi: Tensor, entries: Iterable[int]) -> dict[int, float]:
     """(L(w + step) - L(w - step)) / (2 step) of each entry, the others held."""
-    numbers, found = weight_oi.view(-1), list[float]()
+    numbers, found = weight_oi.view(-1), dict[int, float]()
     for entry in entries:
         kept = float(numbers[entry])
         numbers[entry] = kept + _STEP
         above = float(loss())
         numbers[entry] = kept - _STEP
-        found.append((above - float(loss())) / (2 * _STEP))
+        found[entry] = (above - float(loss())) / (2 * _STEP)
         numbers[entry] = kept
     return found
 
 
 def _side_by_side(
-    autograd_oi: Tensor, by_hand_oi: Tensor, central: Sequence[float], entries: Sequence[int], words: Words
+    autograd_oi: Tensor, by_hand_oi: Tensor, central: Mapping[int, float], words: Words
 ) -> dict[str, Value]:
     """Three ways to one gradient; the differences are relative to its largest number."""
-    width, largest = autograd_oi.shape[1], float(autograd_oi.abs().max())
-    rows = [
-        (float(autograd_oi.flatten()[e]), float(by_hand_oi.flatten()[e]), c)
-        for e, c in zip(entries, central, strict=True)
-    ]
+    largest, rows = float(autograd_oi.abs().max()), dict[str, list[float]]()
+    for entry, c in central.items():
+        place = divmod(entry, autograd_oi.shape[1])
+        a, h = float(autograd_oi[place]), float(by_hand_oi[place])
+        rows[f"dW[{place[0]}, {place[1]}]"] = [a, h, c, h - a, c - a]
     return {
         "by_hand_difference": float((by_hand_oi - autograd_oi).abs().max()) / largest,
-        "central_difference": max(abs(c - a) for a, _, c in rows) / largest,
-        "gradient": Grid(
-            rows=[f"dW[{entry // width}, {entry % width}]" for entry in entries],
-            columns=[
-                words.numbers[name] for name in ("autograd", "by_hand", "central", "by_hand_less", "central_less")
-            ],
-            values=[[a, h, c, h - a, c - a] for a, h, c in rows],
-        ),
+        "central_difference": max(abs(row[-1]) for row in rows.values()) / largest,
+        "gradient": Grid.of(words.of("autograd", "by_hand", "central", "by_hand_less", "central_less"), rows),
     }
 
 
 TOPIC = Topic(
     name="backprop",
     formula=("Y = X W^T", "dW = dY^T X,  dX = dY W", "dW_ij ~ (L(W_ij + e) - L(W_ij - e)) / (2 e)"),
-    symbols=(
-        Symbol(sign="X", axes="n h*d_h"),
-        Symbol(sign="W, dW", axes="d h*d_h"),
-        Symbol(sign="Y, dY", axes="n d"),
-        Symbol(sign="L", unit="nats"),
-    ),
+    symbols={"X": "n h*d_h", "W, dW": "d h*d_h", "Y, dY": "n d", "L": "nats"},
     show=_show,
     code=("puna/model/linears/group.py", "dense_products"),
     test=("tests/model/test_group.py", "test_together_equals_separately_in_values_and_gradients"),

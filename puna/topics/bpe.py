@@ -14,7 +14,7 @@ from puna.tokens.learning import learn_tokenizer
 from puna.tokens.special_names import SPECIALS
 from puna.tokens.tokenizer import Tokenizer
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Rows, Shown, Topic, Value
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -34,13 +34,13 @@ class _File:
 
 
 def _show(subject: Subject, words: Words) -> Shown:
-    parts = [
-        Part(name="learned", numbers=_learned(subject, words)),
-        Part(name="released", numbers={"vocabularies": _released(words)}),
-    ]
-    if subject.tokenizer is not None:
-        parts.insert(0, Part(name="model", numbers=_encoded(subject, subject.tokenizer, words)))
-    return Shown(parts=parts)
+    presets = {name: find_preset(name) for name in _PRESETS}
+    rows: Rows = {name: [each.generation.tokenizer, each.config.vocab_size] for name, each in presets.items()}
+    released = {"vocabularies": Grid.of(words.of("kind", "vocabulary"), rows)}
+    learned = _learned(subject, words)
+    if subject.tokenizer is None:
+        return Shown.of(learned=learned, released=released)
+    return Shown.of(model=_encoded(subject, subject.tokenizer, words), learned=learned, released=released)
 
 
 def _read(tokenizer: Tokenizer, text: str) -> _File:
@@ -113,22 +113,11 @@ def _learned_by_hand(file: _File) -> list[_Merge]:
 
 def _grid(merges: Sequence[_Merge], subject: Subject, file: _File, words: Words, first: str) -> Grid:
     """Args: subject: whose tokenizer knows the symbols. first: what the first number is."""
-    ids = [file.ids[each] for _, left, right in merges for each in (left, right, left + right)]
-    names = iter(f"[{piece}]" for piece in replace(subject, ids=ids).pieces)
-    return Grid(
-        rows=[str(number) for number in range(1, len(merges) + 1)],
-        columns=[words.numbers[each] for each in (first, "left", "right", "joined")],
-        values=[(number, next(names), next(names), next(names)) for number, _, _ in merges],
-    )
-
-
-def _released(words: Words) -> Grid:
-    presets = {name: find_preset(name) for name in _PRESETS}
-    return Grid(
-        rows=list(presets),
-        columns=[words.numbers["kind"], words.numbers["vocabulary"]],
-        values=[(each.generation.tokenizer, each.config.vocab_size) for each in presets.values()],
-    )
+    rows = dict[str, tuple[float | str, ...]]()
+    for place, (number, left, right) in enumerate(merges, start=1):
+        pieces = replace(subject, ids=[file.ids[each] for each in (left, right, left + right)]).pieces
+        rows[str(place)] = (number, *(f"[{piece}]" for piece in pieces))
+    return Grid.of(words.of(first, "left", "right", "joined"), rows)
 
 
 TOPIC = Topic(
@@ -138,7 +127,7 @@ TOPIC = Topic(
         "encode:  a b -> ab,  (a, b) = argmin over neighbours of rank(a b)",
         "decode(encode(s)) = s",
     ),
-    symbols=(Symbol(sign="s", unit="bytes"), Symbol(sign="ab", unit="token"), Symbol(sign="V", axes="V")),
+    symbols={"s": "bytes", "ab": "token", "V": "V"},
     show=_show,
     code=("puna/tokens/learning.py", "learn_tokenizer"),
     test=("tests/tokens/test_learning.py", "test_learning_equals_a_naive_recount_and_suits_bulk_encoding"),

@@ -13,9 +13,8 @@ from puna.model.llama import Llama
 from puna.planning.compute import forward_flops
 from puna.planning.counting import kv_cache_bytes, kv_cache_bytes_per_token
 from puna.report.axes import Axis
-from puna.report.curves import LineChart, Series
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, curves, relative_difference
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -32,16 +31,10 @@ def _show(subject: Subject, words: Words) -> Shown:
     numbers = _counts(subject.config, names)
     if subject.llama is not None:
         numbers = _in_steps(subject.llama, subject.ids_BT) | numbers
-    chart = LineChart(
-        x=Axis(label=names["length"], form="count"),
-        y=Axis(label=names["cache_bytes"], form="bytes"),
-        series=[
-            Series(name=name, x=_DRAWN, y=[kv_cache_bytes(config, n) for n in _DRAWN])
-            for name, config in _ways_to_keep(subject.config, names).items()
-        ],
-    )
-    parts = (Part(name="model", numbers=numbers), Part(name="example", numbers=_example()))
-    return Shown(parts=parts, pictures={"cache": chart})
+    ways = _ways_to_keep(subject.config, names).items()
+    lines = {name: [kv_cache_bytes(config, n) for n in _DRAWN] for name, config in ways}
+    x, y = Axis(label=names["length"], form="count"), Axis(label=names["cache_bytes"], form="bytes")
+    return Shown.of(model=numbers, example=_example(), pictures={"cache": curves(x, y, _DRAWN, lines)})
 
 
 def _ways_to_keep(config: ModelConfig, names: Mapping[str, str]) -> dict[str, ModelConfig]:
@@ -75,7 +68,7 @@ def _in_steps(llama: Llama, ids_BT: Tensor) -> dict[str, Value]:
     return {
         "allocated_bytes": cache.bytes,
         "planned_bytes": kv_cache_bytes(llama.config, tokens, bytes_per_number=llama.dtype.itemsize),
-        "cached_difference": float((torch.cat(steps, dim=1) - whole).abs().max() / whole.abs().max()),
+        "cached_difference": relative_difference(torch.cat(steps, dim=1), whole),
     }
 
 
@@ -98,14 +91,7 @@ def _example() -> dict[str, Value]:
 TOPIC = Topic(
     name="cache",
     formula=("bytes = 2 L g d_h n c,  for each sequence", "in a window w with s sinks:  min(n, w + s) in place of n"),
-    symbols=(
-        Symbol(sign="2", unit="K, V"),
-        Symbol(sign="L", axes="L"),
-        Symbol(sign="g", axes="g"),
-        Symbol(sign="d_h", axes="d_h"),
-        Symbol(sign="n", axes="n"),
-        Symbol(sign="c", unit="bytes"),
-    ),
+    symbols={"2": "K, V", "L": "L", "g": "g", "d_h": "d_h", "n": "n", "c": "bytes"},
     show=_show,
     code=("puna/planning/counting.py", "kv_cache_bytes"),
     test=("tests/generation/test_kv_cache.py", "test_allocated_bytes_are_the_formula"),

@@ -11,7 +11,7 @@ from puna.model.llama import Llama
 from puna.planning.counting import embedding_parameters
 from puna.tokens.tokenizer import Tokenizer
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -24,7 +24,7 @@ def _show(subject: Subject, words: Words) -> Shown:
     numbers = _counts(subject.config, tokens=len(subject.ids))
     if subject.llama is not None and subject.tokenizer is not None:
         numbers |= _inside(subject, subject.llama, subject.tokenizer, words)
-    return Shown(parts=(Part(name="model", numbers=numbers), Part(name="example", numbers=_example())))
+    return Shown.of(model=numbers, example=_example())
 
 
 def _counts(config: ModelConfig, tokens: int) -> dict[str, Value]:
@@ -93,12 +93,7 @@ def _cosines_by_hand(x_TD: Tensor, table_VD: Tensor) -> Tensor:
 TOPIC = Topic(
     name="embedding",
     formula=("x_t = E[id_t],  the same as onehot(id_t) E", "dE[v] = sum over t with id_t = v of dx_t"),
-    symbols=(
-        Symbol(sign="id", axes="n"),
-        Symbol(sign="E", axes="V d"),
-        Symbol(sign="x", axes="n d"),
-        Symbol(sign="onehot(id)", axes="n V"),
-    ),
+    symbols={"id": "n", "E": "V d", "x": "n d", "onehot(id)": "n V"},
     show=_show,
     code=("puna/model/llama.py", "Llama"),
     test=("tests/model/test_llama.py", "test_the_embedding_is_the_one_hot_product"),

@@ -12,7 +12,7 @@ from puna.report.charts import Chart, draw_slide
 from puna.report.drawing import HeadsDrawing, ModelDrawing, draw_heads, draw_model
 from puna.report.svg import in_colours
 from puna.topics.subject import Subject, find_subject
-from puna.topics.topic import Symbol, Topic, Value
+from puna.topics.topic import Topic, Value
 from puna.topics.words import TOPICS, Words, topic_words
 
 __all__ = ["ExplainResult", "SymbolRow", "explain", "find_topic"]
@@ -59,7 +59,7 @@ def explain(
     """Show a topic on a model.
 
     Args:   model: a run, a model's folder or file, or a preset (a large one: shapes and counts only); None: the newest run
-            under runs/, else `tiny` with random weights. text: what the model reads. rank: of svd, pca and lora.
+            under runs/, else `tiny` with random weights. text: what the model reads. rank: of svd, pca, lora and memory.
             lang: en or zh. out: a folder for the pictures, as SVG.
     Errors: UsageError: an unknown topic (the nearest is offered), an empty text; as load.
     """
@@ -77,7 +77,7 @@ def explain(
         text=subject.text,
         tokens=subject.pieces,
         formula="\n".join(found.formula),
-        symbols=[_symbol(each, subject, words) for each in found.symbols],
+        symbols=[_symbol(sign, shape, subject, words) for sign, shape in found.symbols.items()],
         numbers={part.name: part.numbers for part in shown.parts},
         right=words.right,
         correction=words.corrected,
@@ -95,11 +95,11 @@ def find_topic(name: str) -> Topic:
     return found
 
 
-def _symbol(symbol: Symbol, subject: Subject, words: Words) -> SymbolRow:
-    names, shape = symbol.axes.split(), symbol.unit
-    if names:
-        shape = f"{' × '.join(names)} = {' × '.join(f'{subject.sizes[name]:,}' for name in names)}"
-    return SymbolRow(sign=symbol.sign, meaning=words.symbols[symbol.sign], shape=shape)
+def _symbol(sign: str, shape: str, subject: Subject, words: Words) -> SymbolRow:
+    names, sizes = shape.split(), subject.sizes
+    if names and names[0] in sizes:
+        shape = f"{' × '.join(names)} = {' × '.join(f'{sizes[name]:,}' for name in names)}"
+    return SymbolRow(sign=sign, meaning=words.symbols[sign], shape=shape)
 
 
 def _draw(out: Path, name: str, picture: Chart | HeadsDrawing | ModelDrawing, words: Words, lang: str) -> str:

@@ -7,10 +7,11 @@ from puna.arch.config import ModelConfig
 from puna.arch.modules import linear_shapes
 from puna.model.attention import Attention, attend_causally
 from puna.model.walk import look_inside, walk
+from puna.planning.compute import forward_flops
 from puna.planning.counting import group_parameters, kv_cache_bytes_per_token
 from puna.report.drawing import HeadsDrawing
 from puna.topics.subject import Subject
-from puna.topics.topic import Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Shown, Topic, Value
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -23,14 +24,17 @@ def _show(subject: Subject, _: Words) -> Shown:
     grouped, separate = _of_the_notes(kv_heads=2), _of_the_notes(kv_heads=8)
     numbers = _counts(subject.config)
     if subject.llama is not None:
-        view = look_inside(next(walk(subject.llama, subject.ids_BT)))
-        repeated = (
+        stage = next(walk(subject.llama, subject.ids_BT))
+        view = look_inside(stage)
+        k_BHSE, v_BHSE = (
             each.repeat_interleave(subject.config.heads_per_group, dim=1) for each in (view.k_BGSE, view.v_BGSE)
         )
-        numbers["repeated_difference"] = float((attend_causally(view.q_BHTE, *repeated) - view.y_BHTE).abs().max())
+        again_BHTE = stage.attend(view.q_BHTE, k_BHSE, v_BHSE, view.sink_H)
+        numbers["repeated_difference"] = float((again_BHTE - view.y_BHTE).abs().max())
     drawn = {"gqa": subject.config, "gqa-example": grouped}
-    return Shown(
-        parts=(Part(name="model", numbers=numbers), Part(name="example", numbers=_example(grouped, separate))),
+    return Shown.of(
+        model=numbers,
+        example=_example(grouped, separate),
         pictures={name: HeadsDrawing(n_heads=c.n_heads, n_kv_heads=c.n_kv_heads) for name, c in drawn.items()},
     )
 
@@ -62,7 +66,8 @@ def _counts(config: ModelConfig) -> dict[str, Value]:
 
 def _example(grouped: ModelConfig, separate: ModelConfig) -> dict[str, Value]:
     """100 tokens: the shapes, what a multi-head layer would take instead, and the concatenation as a sum over heads."""
-    shapes, wide = linear_shapes(grouped), linear_shapes(separate)
+    shapes = linear_shapes(grouped)
+    work, wide = (forward_flops(config, _TOKENS, full_square=True) for config in (grouped, separate))
     numbers: dict[str, Value] = {f"{name}_shape": list(shapes[f"{name}_proj"]) for name in "qkvo"}
     attention, x_BTD = Attention(grouped, layer=0), torch.randn(1, _TOKENS, grouped.dim)
     heads: list[Tensor] = []
@@ -72,10 +77,10 @@ def _example(grouped: ModelConfig, separate: ModelConfig) -> dict[str, Value]:
     return numbers | _counts(grouped) | {
         "separate_attention_parameters": group_parameters(separate, "attention"),
         "separate_cache_bytes_per_token": kv_cache_bytes_per_token(separate),
-        "kv_projection_macs": 2 * _TOKENS * shapes["k_proj"][0] * shapes["k_proj"][1],
-        "separate_kv_projection_macs": 2 * _TOKENS * wide["k_proj"][0] * wide["k_proj"][1],
-        "score_macs": grouped.n_heads * _TOKENS * _TOKENS * grouped.head_dim,
-        "separate_score_macs": separate.n_heads * _TOKENS * _TOKENS * separate.head_dim,
+        "kv_projection_macs": (work.linears["k_proj"] + work.linears["v_proj"]) // 2,
+        "separate_kv_projection_macs": (wide.linears["k_proj"] + wide.linears["v_proj"]) // 2,
+        "score_macs": work.attention // 4,  # the other half is P V, and a product and a sum are two
+        "separate_score_macs": wide.attention // 4,
         "y_shape": list(y_TD.shape),
         "concatenation_difference": float((y_TD - _summed_by_hand(heads[0], attention.o_proj.weight, grouped)).abs().max()),
     }  # fmt: skip
@@ -93,12 +98,7 @@ TOPIC = Topic(
         "head_i = softmax(Q_i K_G^T / sqrt(d_h) + M) V_G,  G = floor(i / q),  q = h / g",
         "Y = Concat(head_0 ... head_(h-1)) W_O",
     ),
-    symbols=(
-        Symbol(sign="Q_i", axes="n d_h"),
-        Symbol(sign="K_G, V_G", axes="n d_h"),
-        Symbol(sign="q", axes="q"),
-        Symbol(sign="W_O", axes="d h*d_h"),
-    ),
+    symbols={"Q_i": "n d_h", "K_G, V_G": "n d_h", "q": "q", "W_O": "d h*d_h"},
     show=_show,
     code=("puna/model/attention.py", "Attention"),
     test=("tests/model/test_attention.py", "test_grouped_heads_equal_full_heads_whose_key_and_value_rows_are_repeated"),

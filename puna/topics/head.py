@@ -12,7 +12,7 @@ from puna.planning.counting import head_parameters, target_shapes
 from puna.report.axes import Axis
 from puna.report.bars import BarChart, Bars
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -25,20 +25,21 @@ _SHIFT = 100.0  # of every logit
 def _show(subject: Subject, words: Words) -> Shown:
     numbers = _counts(subject.config)
     if subject.llama is None:
-        return Shown(parts=(Part(name="model", numbers=numbers),))
+        return Shown.of(model=numbers)
     logits_V = subject.llama(subject.ids_BT)[0, -1].float()
-    probability_V = Sampler(SamplingSettings()).probabilities(logits_V)
-    by_hand_V, shifted_V = (_softmax_by_hand(logits_V.double() + shift) for shift in (0, _SHIFT))
+    probability_V, shifted_V = (
+        Sampler(SamplingSettings()).probabilities(logits_V.double() + shift) for shift in (0, _SHIFT)
+    )
     likeliest = probability_V.topk(_LIKELIEST)
     names, probabilities = _names(subject, likeliest.indices.tolist()), likeliest.values.tolist()
     numbers |= {
         "probability_sum": float(probability_V.double().sum()),
         "likeliest_probability": sum(probabilities),
-        "softmax_difference": float((by_hand_V - probability_V).abs().max()),
-        "shift_difference": float((shifted_V - by_hand_V).abs().max()),
+        "softmax_difference": float((_softmax_by_hand(logits_V.double()) - probability_V).abs().max()),
+        "shift_difference": float((shifted_V - probability_V).abs().max()),
         "likeliest": Grid(
             rows=names,
-            columns=[words.numbers["logit"], words.numbers["probability"]],
+            columns=words.of("logit", "probability"),
             values=list(zip(logits_V[likeliest.indices].tolist(), probabilities, strict=True)),
         ),
     }
@@ -47,7 +48,7 @@ def _show(subject: Subject, words: Words) -> Shown:
         categories=names,
         series=(Bars(name="", values=probabilities),),
     )
-    return Shown(parts=(Part(name="model", numbers=numbers),), pictures={"head": chart})
+    return Shown.of(model=numbers, pictures={"head": chart})
 
 
 def _counts(config: ModelConfig) -> dict[str, Value]:
@@ -76,12 +77,7 @@ def _softmax_by_hand(logits_V: Tensor) -> Tensor:
 TOPIC = Topic(
     name="head",
     formula=("z = W_out h", "P_i = e^(z_i) / sum over j of e^(z_j)"),
-    symbols=(
-        Symbol(sign="h", axes="d"),
-        Symbol(sign="W_out", axes="V d"),
-        Symbol(sign="z", axes="V"),
-        Symbol(sign="P", axes="V"),
-    ),
+    symbols={"h": "d", "W_out": "V d", "z": "V", "P": "V"},
     show=_show,
     code=("puna/model/llama.py", "Llama"),
     test=("tests/model/test_loss.py", "test_the_same_shift_of_every_logit_changes_nothing"),

@@ -18,7 +18,7 @@ from puna.model.llama import Llama
 from puna.model.surgery import get_linear
 from puna.planning.counting import lora_parameters, lora_per_module, parameter_count
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, relative_difference
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -39,17 +39,17 @@ def _show(subject: Subject, words: Words) -> Shown:
         "parameters": count,
         "percent_of_model": 100 * count / parameter_count(config),
     }
-    names, rows = ["parameters", "scale"], [[count, each.scale_of(_PATH)] for each in alphas]
+    columns, rows = ["parameters", "scale"], {f"{each.alpha:g}": [count, each.scale_of(_PATH)] for each in alphas}
     if subject.llama is not None:
         updates = [_update(dense_weight(get_linear(subject.llama, _PATH)), each) for each in alphas]
         if not config.altered_parts:  # of a variant for study nothing is adapted
             numbers |= _laws(subject.llama, subject.ids_BT, alphas[2])
         numbers["rank_of_update"] = int(torch.linalg.matrix_rank(updates[0], rtol=1e-4))
-        names, rows = [*names, "update_norm"], [[*row, float(dW.norm())] for row, dW in zip(rows, updates, strict=True)]
-    numbers["by_alpha"] = Grid(
-        rows=[f"{each.alpha:g}" for each in alphas], columns=[words.numbers[name] for name in names], values=rows
-    )
-    return Shown(parts=(Part(name="model", numbers=numbers), Part(name="example", numbers=_example(words))))
+        columns.append("update_norm")
+        for row, update_oi in zip(rows.values(), updates, strict=True):
+            row.append(float(update_oi.norm()))
+    numbers["by_alpha"] = Grid.of(words.of(*columns), rows)
+    return Shown.of(model=numbers, example=_example(words))
 
 
 def _laws(llama: Llama, ids_BT: Tensor, settings: LoraSettings) -> dict[str, Value]:
@@ -62,11 +62,10 @@ def _laws(llama: Llama, ids_BT: Tensor, settings: LoraSettings) -> dict[str, Val
         _learn(lora.B)
     attached = model(ids_BT)
     merge(model)
-    largest = float(attached.abs().max())
     return {
-        "first_output_difference": float((first - base).abs().max()) / largest,
-        "moved": float((attached - base).abs().max()) / largest,
-        "merged_difference": float((model(ids_BT) - attached).abs().max()) / largest,
+        "first_output_difference": float((first - base).abs().max()) / float(attached.abs().max()),
+        "moved": relative_difference(base, attached),
+        "merged_difference": relative_difference(model(ids_BT), attached),
     }
 
 
@@ -85,23 +84,17 @@ def _update(weight_oi: Tensor, settings: LoraSettings) -> Tensor:
 
 def _example(words: Words) -> dict[str, Value]:
     """The notes' table for Llama 3 8B beside the right one; and what their rule makes of other models."""
-    configs = {name: find_preset(name).config for name in _PRESETS}
-    counted = _counted(configs["llama-3-8b"])
-    by_notes = _counted(_as_in_the_notes(configs["llama-3-8b"]))
-    wholes = [
-        (lora_parameters(_as_in_the_notes(each), _RANK), lora_parameters(each, _RANK)) for each in configs.values()
-    ]
+    models = dict[str, tuple[float, ...]]()
+    for name in _PRESETS:
+        config = find_preset(name).config
+        notes, right = (lora_parameters(each, _RANK) for each in (_as_in_the_notes(config), config))
+        models[name] = (notes, right, round(100 * (notes / right - 1), 1))
+    example = find_preset("llama-3-8b").config
+    by_notes, counted = _counted(_as_in_the_notes(example)), _counted(example)
+    table = {words.numbers.get(name, name): (by_notes[name], counted[name]) for name in counted}
     return {
-        "table": Grid(
-            rows=[words.numbers.get(name, name) for name in counted],
-            columns=[words.numbers[each] for each in ("notes", "right")],
-            values=list(zip(by_notes.values(), counted.values(), strict=True)),
-        ),
-        "models": Grid(
-            rows=list(configs),
-            columns=[words.numbers[each] for each in ("by_rule", "counted", "percent_too_many")],
-            values=[(notes, right, round(100 * (notes / right - 1), 1)) for notes, right in wholes],
-        ),
+        "table": Grid.of(words.of("notes", "right"), table),
+        "models": Grid.of(words.of("by_rule", "counted", "percent_too_many"), models),
     }
 
 
@@ -124,12 +117,7 @@ TOPIC = Topic(
         "A ~ U(-1 / sqrt(d_in), 1 / sqrt(d_in)),  B = 0",
         "r (d_in + d_out) numbers for each Linear",
     ),
-    symbols=(
-        Symbol(sign="W", axes="h*d_h d"),
-        Symbol(sign="A", axes="r d"),
-        Symbol(sign="B", axes="h*d_h r"),
-        Symbol(sign="alpha / r", unit="0.5 ... 4"),
-    ),
+    symbols={"W": "h*d_h d", "A": "r d", "B": "h*d_h r", "alpha / r": "0.5 ... 4"},
     show=_show,
     code=("puna/model/linears/lora.py", "LoraLinear"),
     test=("tests/adaptation/test_merge.py", "test_merged_equals_attached"),

@@ -13,7 +13,7 @@ from puna.model.loss import chunked_nats, token_nats
 from puna.report.axes import Axis, Reference
 from puna.report.bars import BarChart, Bars
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -24,24 +24,18 @@ _SMALL = 4
 
 def _show(subject: Subject, words: Words) -> Shown:
     vocabularies = dict.fromkeys((subject.config.vocab_size, *_VOCABULARIES))
-    parts = [Part(name="equal", numbers=_of_equal_logits(list(vocabularies), words))]
+    equal = _of_equal_logits(list(vocabularies), words)
     llama, tokenizer, ids = subject.llama, subject.tokenizer, subject.ids
     if llama is None or tokenizer is None or len(ids) < 3:  # two targets at least: a step is split
-        return Shown(parts=parts)
+        return Shown.of(equal=equal)
     rows, numbers = _of_a_text(llama, subject.ids_BT, len(tokenizer.decode_bytes(ids[1:])))
     names = [f"{before} → {target}" for before, target in zip(subject.pieces, subject.pieces[1:], strict=False)]
-    by_token = {
-        "by_token": Grid(
-            rows=names,
-            columns=[words.numbers["nats"], words.numbers["probability"]],
-            values=rows,
-        )
-    }
+    numbers["by_token"] = Grid(rows=names, columns=words.of("nats", "probability"), values=rows)
     chart = BarChart(
         axis=Axis(label=words.numbers["nats"]), categories=names, series=(Bars(name="", values=[nats for nats, _ in rows]),),
         references=(Reference(label="ln V", value=math.log(subject.config.vocab_size)),),
     )  # fmt: skip
-    return Shown(parts=(Part(name="model", numbers=numbers | by_token), *parts), pictures={"loss": chart})
+    return Shown.of(model=numbers, equal=equal, pictures={"loss": chart})
 
 
 @torch.no_grad()
@@ -106,13 +100,7 @@ def _equal_nats(vocab_size: int) -> float:
 TOPIC = Topic(
     name="loss",
     formula=("L = -(1/N) sum over the kept targets of ln P(x_t | x_1 ... x_(t-1))", "dL/dz = (P - onehot(x_t)) / N"),
-    symbols=(
-        Symbol(sign="x_t", axes="n"),
-        Symbol(sign="P", axes="n V"),
-        Symbol(sign="N", unit="tokens"),
-        Symbol(sign="L", unit="nats"),
-        Symbol(sign="z", axes="n V"),
-    ),
+    symbols={"x_t": "n", "P": "n V", "N": "tokens", "L": "nats", "z": "n V"},
     show=_show,
     code=("puna/model/loss.py", "chunked_nats"),
     test=("tests/model/test_loss.py", "test_equal_logits_cost_ln_v"),

@@ -8,7 +8,7 @@ from puna.planning.settings import Base
 from puna.report.axes import Axis, Reference
 from puna.report.bars import BarChart, Bars
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -26,10 +26,10 @@ def _show(subject: Subject, words: Words) -> Shown:
         "unchecked_bytes": [each.bytes.total for each in wide.values()],
         "streamed_layers": _fitting(names),
     }
-    parts = [Part(name="example", numbers=example)]
+    parts = {"example": example}
     if not subject.config.altered_parts:  # only a Llama is adapted
         plans = _plans(subject.config, subject.sizes["r"], checkpointing=True)
-        parts.insert(0, Part(name="model", numbers=_sizes(plans, names)))
+        parts = {"model": _sizes(plans, names)} | parts
     ends = {"": wide, f", {names['checkpointing']}": narrow}
     totals = {f"{name}{end}": each.bytes.total for end, plans in ends.items() for name, each in plans.items()}
     chart = BarChart(
@@ -38,7 +38,7 @@ def _show(subject: Subject, words: Words) -> Shown:
         series=[Bars(name="", values=list(totals.values()))],
         references=[Reference(label=f"{card} GB", value=1e9 * card) for card in _CARDS],
     )
-    return Shown(parts=parts, pictures={"memory": chart})
+    return Shown.of(**parts, pictures={"memory": chart})
 
 
 def _sizes(plans: Mapping[str, PlanResult], names: Mapping[str, str]) -> dict[str, Value]:
@@ -64,20 +64,16 @@ def _plan(model: str | ModelConfig, rank: int, base: Base, fit: str | None, *, c
 def _terms(plans: Mapping[str, PlanResult], names: Mapping[str, str]) -> Grid:
     """Each term of the peak; they add up."""
     terms = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "runtime", "total")
-    values = [[getattr(each.bytes, term) for each in plans.values()] for term in terms]
-    return Grid(rows=[names[term] for term in terms], columns=list(plans), values=values)
+    return Grid.of(list(plans), {names[term]: [getattr(each.bytes, term) for each in plans.values()] for term in terms})
 
 
 def _fitting(names: Mapping[str, str]) -> Grid:
     """How many layers of the base have to wait in the host's memory for the rest to fit a card."""
-    found = [
-        [_plan(_NOTES, _RANK, base, f"{card}GB", checkpointing=True) for base in _BASES.values()] for card in _CARDS
-    ]
-    return Grid(
-        rows=[f"{names['card']} {card} GB" for card in _CARDS],
-        columns=list(_BASES),
-        values=[[each.settings.streamed_layers for each in row] for row in found],
-    )
+    layers = dict[str, list[float]]()
+    for card in _CARDS:
+        found = [_plan(_NOTES, _RANK, base, f"{card}GB", checkpointing=True) for base in _BASES.values()]
+        layers[f"{names['card']} {card} GB"] = [each.settings.streamed_layers for each in found]
+    return Grid.of(list(_BASES), layers)
 
 
 TOPIC = Topic(
@@ -87,15 +83,7 @@ TOPIC = Topic(
         "keep = 2 d L bytes a token with checkpointing, else all that every layer kept",
         "loss = min(n, 1024) V 10 bytes,  block = n (a + 4 f) + one weight of the base made wide",
     ),
-    symbols=(
-        Symbol(sign="base", unit="bytes"),
-        Symbol(sign="n", unit="tokens"),
-        Symbol(sign="d", axes="d"),
-        Symbol(sign="L", axes="L"),
-        Symbol(sign="V", axes="V"),
-        Symbol(sign="f", axes="f"),
-        Symbol(sign="a", unit="bytes"),
-    ),
+    symbols={"base": "bytes", "n": "tokens", "d": "d", "L": "L", "V": "V", "f": "f", "a": "bytes"},
     show=_show,
     code=("puna/planning/memory.py", "peak_memory"),
     test=("tests/planning/test_memory.py", "test_peaks_equal_the_reference_table"),

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from puna.report.axes import Axis
-from puna.report.curves import LineChart, Series
+from puna.report.curves import LineChart
 from puna.text.mixture import Mixture, epochs, exponent_weights, integer_weights, unimax_weights
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, curves
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -25,10 +25,7 @@ _COLUMNS = ("billion_tokens", "percent", "repeats", "percent_if_1", "percent_if_
 
 
 def _show(_: Subject, words: Words) -> Shown:
-    return Shown(
-        parts=(Part(name="four_sources", numbers=_four_sources()), Part(name="llama_1", numbers=_llama_1(words))),
-        pictures={"mixture": _chart(words)},
-    )
+    return Shown.of(four_sources=_four_sources(), llama_1=_llama_1(words), pictures={"mixture": _chart(words)})
 
 
 def _four_sources() -> dict[str, Value]:
@@ -86,26 +83,15 @@ def _weights_by_hand(sizes: Sequence[float], exponent: float) -> list[float]:
 def _chart(words: Words) -> LineChart:
     evenness = [step / 20 for step in range(21)]  # 1 - a: the curves then end apart, where their names stand
     times = [epochs(exponent_weights(_SIZES, 1 - each), _SIZES, _SERVED) for each in evenness]
-    return LineChart(
-        x=Axis(label=words.numbers["evenness"]),
-        y=Axis(label=words.numbers["repeats"], is_log=True),
-        series=[
-            Series(name=_name(size), x=evenness, y=[each[index] for each in times]) for index, size in enumerate(_SIZES)
-        ],
-    )
+    lines = {_name(size): [each[index] for each in times] for index, size in enumerate(_SIZES)}
+    x, y = Axis(label=words.numbers["evenness"]), Axis(label=words.numbers["repeats"], is_log=True)
+    return curves(x, y, evenness, lines)
 
 
 TOPIC = Topic(
     name="mixture",
     formula=("w_i = f_i^a / sum over j of f_j^a", "e_i = T w_i / f_i", "|n_i - t w_i| < 1 at every step t"),
-    symbols=(
-        Symbol(sign="f_i", unit="bytes"),
-        Symbol(sign="a", unit="0 ... 1"),
-        Symbol(sign="w_i", unit="0 ... 1"),
-        Symbol(sign="T", unit="bytes"),
-        Symbol(sign="e_i", unit="epochs"),
-        Symbol(sign="n_i", unit="windows"),
-    ),
+    symbols={"f_i": "bytes", "a": "0 ... 1", "w_i": "0 ... 1", "T": "bytes", "e_i": "epochs", "n_i": "windows"},
     show=_show,
     code=("puna/text/mixture.py", "exponent_weights"),
     test=("tests/text/test_mixture.py", "test_exponents_give_the_epochs_of_the_reference"),

@@ -6,15 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.arch.config import ModelConfig
 from puna.arch.modules import norm_count, norm_parameters, parameter_count
 from puna.model.llama import Llama
 from puna.model.norms import NORMS, BatchNorm, LayerNorm, RMSNorm
 from puna.report.axes import Axis
-from puna.report.curves import LineChart, Series
+from puna.report.curves import LineChart
 from puna.report.heat import HeatMap
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, curves, relative_difference, watching
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -23,76 +22,65 @@ __all__ = ["TOPIC"]
 _X_TD = torch.tensor([[4, 2, 1, 1], [-4, 0, 1, -1], [4, -2, -1, 1], [-4, 0, -1, -1]], dtype=torch.float64)
 _FEATURES, _TOKENS = ([f"{name}{index}" for index in range(4)] for name in ("x_", "t = "))
 _EPS, _SMALL = 1e-5, 1e-3
-_KINDS = (RMSNorm, LayerNorm, BatchNorm)
+_KINDS = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm, "BatchNorm": BatchNorm}
 _ROWS = 16  # of a model's norms shown at most
 
 
 @torch.no_grad()
 def _show(subject: Subject, words: Words) -> Shown:
-    numbers = _counts(subject.config)
-    if subject.llama is not None:
-        numbers |= _inside(subject.llama, subject.ids_BT, words)
-    outputs = {"x": _X_TD, **{kind.__name__: _norm(kind)(_X_TD) for kind in _KINDS}}
-    moved = {kind.__name__: _moved(_norm(kind)) for kind in _KINDS}
-    moved["BatchNorm.eval()"] = _moved(_norm(BatchNorm).eval())
-    earlier = [[float(each_TT.triu(1).max())] for each_TT in moved.values()]
-    future = {"earlier_moved": Grid(rows=list(moved), columns=[words.numbers["at_most"]], values=earlier)}
-    named: dict[str, Mapping[str, Value]] = {
-        "model": numbers,
-        "vector": _vector(outputs),
-        "small": _small(words),
-        "future": future,
-    }
-    return Shown(
-        parts=[Part(name=name, numbers=each) for name, each in named.items()],
-        pictures={
-            "norms": _chart(words),
-            "norms-future": HeatMap(
-                rows=_TOKENS, columns=_TOKENS, values=(moved["BatchNorm"] / moved["BatchNorm"].max()).tolist(),
-                columns_label=words.numbers["changed"], key=words.numbers["moved"], whole=words.numbers["whole"],
-            ),
-        },
-    )  # fmt: skip
-
-
-def _counts(config: ModelConfig) -> dict[str, Value]:
-    return {
+    config = subject.config
+    numbers: dict[str, Value] = {
         "norms": norm_count(config),
         "norm_parameters": norm_parameters(config),
         "parameters_share": norm_parameters(config) / parameter_count(config),
         "eps": config.norm_eps,
     }
+    if subject.llama is not None:
+        numbers |= _inside(subject.llama, subject.ids_BT, words)
+    moved = {name: _moved(_norm(name)) for name in _KINDS}
+    moved["BatchNorm.eval()"] = _moved(_norm("BatchNorm").eval())
+    earlier = {name: [float(each_TT.triu(1).max())] for name, each_TT in moved.items()}
+    future = HeatMap(
+        rows=_TOKENS, columns=_TOKENS, values=(moved["BatchNorm"] / moved["BatchNorm"].max()).tolist(),
+        columns_label=words.numbers["changed"], key=words.numbers["moved"], whole=words.numbers["whole"],
+    )  # fmt: skip
+    return Shown.of(
+        model=numbers,
+        vector=_vector(),
+        small=_small(words),
+        future={"earlier_moved": Grid.of(words.of("at_most"), earlier)},
+        pictures={"norms": _chart(words), "norms-future": future},
+    )
 
 
 def _inside(llama: Llama, ids_BT: Tensor, words: Words) -> dict[str, Value]:
     """What each norm of a pass reads and gives."""
-    seen: list[tuple[Any, Tensor, Tensor]] = []
-    names: dict[Any, str] = {
-        module: path for path, module in llama.named_modules() if isinstance(module, tuple(NORMS.values()))
+    seen: list[tuple[str, Tensor, Tensor]] = []
+    norms: dict[str, Any] = {
+        path: each for path, each in llama.named_modules() if isinstance(each, tuple(NORMS.values()))
     }
-    hooks = [norm.register_forward_hook(lambda norm, x, y: seen.append((norm, x[0], y))) for norm in names]
-    llama.hidden(ids_BT)
-    for hook in hooks:
-        hook.remove()
+    with watching(norms, lambda *each: seen.append(each)):
+        llama.hidden(ids_BT)
     shown = [*seen[: -1 : -(-len(seen) // _ROWS)], seen[-1]]
-    columns = [words.numbers["size_before"], words.numbers["mean_share"], words.numbers["size_after"]]
-    values = [[*_sizes_by_hand(x), _sizes_by_hand(y)[0]] for _, x, y in shown]
-    found: dict[str, Value] = {"stream": Grid(rows=[names[norm] for norm, *_ in shown], columns=columns, values=values)}
-    by_hand = [(_normed_by_hand(x, norm.eps) * norm.weight, y) for norm, x, y in seen if isinstance(norm, RMSNorm)]
-    if by_hand:
-        found["output_difference"] = max(float((z - y).abs().max() / z.abs().max()) for z, y in by_hand)
+    rows = {path: [*_sizes_by_hand(x), _sizes_by_hand(y)[0]] for path, x, y in shown}
+    found: dict[str, Value] = {"stream": Grid.of(words.of("size_before", "mean_share", "size_after"), rows)}
+    rms = [(norms[path], x, y) for path, x, y in seen if isinstance(norms[path], RMSNorm)]
+    if rms:
+        apart = [relative_difference(y, _normed_by_hand(x, norm.eps) * norm.weight) for norm, x, y in rms]
+        found["output_difference"] = max(apart)
     return found
 
 
-def _norm(kind: type[RMSNorm | LayerNorm | BatchNorm]) -> Any:
+def _norm(name: str) -> Any:
     """One with a gain of 1 and no bias, in float64, that has read the four tokens."""
-    norm = kind(len(_FEATURES), _EPS).double()
+    norm = _KINDS[name](len(_FEATURES), _EPS).double()
     norm(_X_TD)
     return norm
 
 
-def _vector(outputs: Mapping[str, Tensor]) -> dict[str, Value]:
+def _vector() -> dict[str, Value]:
     """What each norm makes of the first token, and of the sizes of features over all four."""
+    outputs = {"x": _X_TD} | {name: _norm(name)(_X_TD) for name in _KINDS}
     x_D, centred_TD = _X_TD[0], _X_TD - _X_TD.mean(-1, keepdim=True)
     per_feature_TD = _normed_by_hand((_X_TD - _X_TD.mean(0)).T, _EPS).T
     by_hand = torch.stack([_X_TD, *(_normed_by_hand(each, _EPS) for each in (_X_TD, centred_TD)), per_feature_TD])
@@ -102,7 +90,7 @@ def _vector(outputs: Mapping[str, Tensor]) -> dict[str, Value]:
         "x - mean": centred_TD[0],
         "LayerNorm": outputs["LayerNorm"][0],
     }
-    apart = _norm(RMSNorm)(centred_TD) - _norm(LayerNorm)(centred_TD)
+    apart = _norm("RMSNorm")(centred_TD) - _norm("LayerNorm")(centred_TD)
     return {
         "mean": float(x_D.mean()),
         "variance": float(x_D.var(correction=0)),
@@ -117,9 +105,9 @@ def _vector(outputs: Mapping[str, Tensor]) -> dict[str, Value]:
 
 def _small(words: Words) -> dict[str, Value]:
     """eps in the engine's place and in the slide's, for a small vector; at an ordinary size they hardly differ."""
-    pairs = [(_norm(RMSNorm)(x_D), _beside_by_hand(x_D)) for x_D in (_SMALL * _X_TD[0], _X_TD[0])]
+    pairs = [(_norm("RMSNorm")(x_D), _beside_by_hand(x_D)) for x_D in (_SMALL * _X_TD[0], _X_TD[0])]
     apart = [float((inside - beside).abs().max()) for inside, beside in pairs]
-    places = dict(zip((words.numbers["inside"], words.numbers["beside"]), pairs[0], strict=True))
+    places = dict(zip(words.of("inside", "beside"), pairs[0], strict=True))
     return {"places": _grid(places), "places_apart": apart[0], "places_apart_ordinary": apart[1]}
 
 
@@ -133,17 +121,12 @@ def _moved(norm: Any) -> Tensor:
 def _chart(words: Words) -> LineChart:
     """A vector whose features are the numbers from -2 to 6, in a batch beside its opposite."""
     x_D = torch.linspace(-2, 6, 161, dtype=torch.float64)
-    series = [
-        Series(
-            name=kind.__name__, x=x_D.tolist(), y=kind(len(x_D), _EPS).double()(torch.stack([x_D, -x_D]))[0].tolist()
-        )
-        for kind in _KINDS
-    ]
-    return LineChart(x=Axis(label=words.numbers["feature"]), y=Axis(label=words.numbers["output"]), series=series)
+    lines = {name: kind(len(x_D), _EPS).double()(torch.stack([x_D, -x_D]))[0].tolist() for name, kind in _KINDS.items()}
+    return curves(Axis(label=words.numbers["feature"]), Axis(label=words.numbers["output"]), x_D.tolist(), lines)
 
 
 def _grid(rows: Mapping[str, Tensor]) -> Grid:
-    return Grid(rows=list(rows), columns=_FEATURES, values=[each_D.tolist() for each_D in rows.values()])
+    return Grid.of(_FEATURES, {name: each_D.tolist() for name, each_D in rows.items()})
 
 
 def _normed_by_hand(x: Tensor, eps: float) -> Tensor:
@@ -167,12 +150,7 @@ TOPIC = Topic(
         "LayerNorm  y = gain * (x - mean) / sqrt(var + eps) + bias,  var = mean((x - mean)^2),  over the same",
         "BatchNorm  the same formula, mean and var for each feature over the tokens of a batch",
     ),
-    symbols=(
-        Symbol(sign="x, y", axes="n d"),
-        Symbol(sign="gain, bias", axes="d"),
-        Symbol(sign="mean, var"),
-        Symbol(sign="eps"),
-    ),
+    symbols={"x, y": "n d", "gain, bias": "d", "mean, var": "", "eps": ""},
     show=_show,
     code=("puna/model/norms.py", "RMSNorm"),
     test=("tests/model/test_norms.py", "test_the_output_is_x_over_the_root_of_its_mean_square_plus_eps"),

@@ -10,9 +10,8 @@ from puna.errors import UsageError
 from puna.model.embedding import FactoredEmbedding
 from puna.planning.compute import forward_flops
 from puna.report.axes import Axis
-from puna.report.curves import LineChart, Series
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, curves
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -24,18 +23,19 @@ def _show(subject: Subject, words: Words) -> Shown:
     if rank > config.dim:
         raise UsageError(f"rank: expected at most the table's width, {config.dim}, got {rank}", "lower --rank")
     example = find_preset("llama-3-8b").config
-    parts = [Part(name="llama_3_8b", numbers=_counts(example, [1024, 2048, _break_even(example)], words))]
+    parts = {"llama_3_8b": _counts(example, [1024, 2048, _break_even(example)], words)}
     if subject.llama is None:
         if config != example or rank not in (1024, 2048):
-            parts.insert(0, Part(name="counts", numbers=_counts(config, [rank, _break_even(config)], words)))
-        return Shown(parts=parts)
+            parts = {"counts": _counts(config, [rank, _break_even(config)], words)} | parts
+        return Shown.of(**parts, pictures={})
     embedding = subject.llama.embed_tokens
     table_VD = embedding.dense_weight() if isinstance(embedding, FactoredEmbedding) else embedding.weight
     table = factor_table(table_VD, config.dim)
-    ranks = sorted({rank, config.dim // 4, config.dim // 2, _break_even(config)})
-    model = Part(name="model", numbers=_of_a_table(subject, table_VD.double(), table, rank))
-    counts = Part(name="counts", numbers=_counts(config, ranks, words, table))
-    return Shown(parts=(model, counts, *parts), pictures={"pca": _chart(table, words)})
+    ranks, every = sorted({rank, config.dim // 4, config.dim // 2, _break_even(config)}), range(config.dim + 1)
+    x, y = Axis(label=words.numbers["directions"]), Axis(label=words.numbers["lost"], form="percent")
+    chart = curves(x, y, every, {"": [table.loss(each) / table.loss(0) for each in every]})
+    model = _of_a_table(subject, table_VD.double(), table, rank)
+    return Shown.of(model=model, counts=_counts(config, ranks, words, table), **parts, pictures={"pca": chart})
 
 
 def _break_even(config: ModelConfig) -> int:
@@ -86,15 +86,6 @@ def _errors_by_hand(table_VD: Tensor, table: FactoredTable, rank: int) -> Tensor
     return (table_VD - rebuilt_VD).square().sum(1)
 
 
-def _chart(table: FactoredTable, words: Words) -> LineChart:
-    ranks = range(len(table.energy_D) + 1)
-    return LineChart(
-        x=Axis(label=words.numbers["directions"]),
-        y=Axis(label=words.numbers["lost"], form="percent"),
-        series=[Series(name="", x=list(ranks), y=[table.loss(rank) / table.loss(0) for rank in ranks])],
-    )
-
-
 TOPIC = Topic(
     name="pca",
     formula=(
@@ -102,13 +93,7 @@ TOPIC = Topic(
         "mean over v of |e_v - mu - P z_v|^2 = sum over i > k of lambda_i",
         "V k + k d + d < V d",
     ),
-    symbols=(
-        Symbol(sign="E", axes="V d"),
-        Symbol(sign="mu", axes="d"),
-        Symbol(sign="P", axes="d r"),
-        Symbol(sign="Z", axes="V r"),
-        Symbol(sign="lambda_i", axes="d"),
-    ),
+    symbols={"E": "V d", "mu": "d", "P": "d r", "Z": "V r", "lambda_i": "d"},
     show=_show,
     code=("puna/compression/embeddings.py", "factor_table"),
     test=("tests/compression/test_embeddings.py", "test_all_directions_are_the_table_and_even_weights_are_plain_pca"),

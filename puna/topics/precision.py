@@ -1,6 +1,6 @@
 """Mixed precision: products in 16 bits, and what adds up or is small in 32."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from puna.model.llama import Llama
 from puna.model.positions import rope_angles, rope_frequencies
 from puna.planning.settings import ADAM_BFLOAT16, ADAM_FLOAT32, ADAM_MIXED
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Rows, Shown, Topic, Value, watching
 from puna.topics.words import Words
 from puna.training.checkpoint import TrainState
 from puna.training.config import StepBudget, TrainingConfig
@@ -24,23 +24,18 @@ __all__ = ["TOPIC"]
 
 _HALF, _BRAIN, _WIDE = torch.float16, torch.bfloat16, torch.float32
 _RATE = 1e-5  # as in fine-tuning
-_REASONS = {
-    "weights": "why_weights", "gradients": "why_gradients", "moments": "why_moments", "products": "why_products",
-    "logits": "why_logits", "stream": "why_stream", "norms": "why_norms", "softmax": "why_softmax",
-    "angles": "why_angles", "loss": "why_loss",
-}  # fmt: skip
+_KINDS = ("weights", "gradients", "moments", "products", "logits", "stream", "norms", "softmax", "angles", "loss")
 
 
 def _show(subject: Subject, words: Words) -> Shown:
     numbers: dict[str, Value] = {}
     if subject.llama is not None and len(subject.ids) > 1:
-        numbers |= _of_a_step(subject.llama, subject.ids_BT, words.numbers)
-    numbers["state_bytes"] = _states(subject.config, words.numbers)
-    example = Part(name="example", numbers=_example(words.numbers))
-    return Shown(parts=(Part(name="model", numbers=numbers), example))
+        numbers |= _of_a_step(subject.llama, subject.ids_BT, words)
+    numbers["state_bytes"] = _states(subject.config, words)
+    return Shown.of(model=numbers, example=_example(words))
 
 
-def _of_a_step(llama: Llama, ids_BT: Tensor, names: Mapping[str, str]) -> dict[str, Value]:
+def _of_a_step(llama: Llama, ids_BT: Tensor, words: Words) -> dict[str, Value]:
     """The text's loss in each type, and one real step in bfloat16 in which the first layer learns."""
     batch = Batch(ids_BT=ids_BT[:, :-1], targets_BT=ids_BT[:, 1:])
     llama.requires_grad_(requires_grad=False)
@@ -52,17 +47,16 @@ def _of_a_step(llama: Llama, ids_BT: Tensor, names: Mapping[str, str]) -> dict[s
     before = [each.detach().clone() for each in learning]
     types = _types_of_a_step(llama, batch, learning[0])
     updates = [new.detach() - old for new, old in zip(learning, before, strict=True)]
-    rows: list[list[float | str]]
-    rows = [[_name(types[kind]), types[kind].itemsize, names[why]] for kind, why in _REASONS.items()]
+    rows: Rows = {
+        words.numbers[kind]: [_name(types[kind]), types[kind].itemsize, words.numbers[f"why_{kind}"]]
+        for kind in _KINDS
+        if kind in types  # a model may have no norms
+    }
     return nats | {
         "small_gradients_share": _share_below(gradients_N, 1),
         "small_scaled_gradients_share": _share_below(gradients_N, TrainState().loss_scale),
         "lost_updates_share": _share_lost(before, updates),
-        "types": Grid(
-            rows=[names[kind] for kind in _REASONS],
-            columns=[names["type"], names["bytes"], names["why"]],
-            values=rows,
-        ),
+        "types": Grid.of(words.of("type", "bytes", "why"), rows),
     }
 
 
@@ -79,18 +73,14 @@ def _nats_and_gradients(llama: Llama, batch: Batch) -> dict[str, Value]:
 
 
 def _types_of_a_step(llama: Llama, batch: Batch, weight: nn.Parameter) -> dict[str, torch.dtype]:
-    """Read off a step as it runs."""
+    """Read off a step as it runs; that of the softmax's sums off its kernel, which no hook sees into."""
     block, types = llama.layers[0], dict[str, torch.dtype]()
-    watched = {"stream": block, "norms": getattr(block, llama.config.norm_names[0]), "products": block.self_attn,
-               "logits": llama.lm_head}  # fmt: skip
-    hooks = [
-        module.register_forward_hook(lambda _module, _given, out, kind=kind: types.update({kind: out.dtype}))
-        for kind, module in watched.items()
-    ]
+    places = {"norms": llama.config.norm_names[0], "products": "self_attn"}
+    watched = {kind: block.get_submodule(path) for kind, path in places.items()}
+    watched |= {"stream": block, "logits": llama.lm_head}
     optimizer = build_optimizer(llama, TrainingConfig(budget=StepBudget(steps=1)))
-    train_step(llama, optimizer, [batch], rate=_RATE, clip=1.0, precision="bfloat16")
-    for hook in hooks:
-        hook.remove()
+    with watching(watched, lambda kind, _, made: types.update({kind: made.dtype})):
+        train_step(llama, optimizer, [batch], rate=_RATE, clip=1.0, precision="bfloat16")
     with torch.no_grad(), autocast("bfloat16", llama.device):
         types["loss"] = batch_nats(llama, batch).sum.dtype
         types["angles"] = rope_angles(rope_frequencies(llama.config), torch.arange(2)[None])[0].dtype
@@ -117,20 +107,19 @@ def _share_lost(weights: Sequence[Tensor], updates: Sequence[Tensor]) -> float:
     return float(torch.cat([(old + update == old)[update != 0] for old, update in pairs]).float().mean())
 
 
-def _states(config: ModelConfig, names: Mapping[str, str]) -> Grid:
+def _states(config: ModelConfig, words: Words) -> Grid:
     """What AdamW holds of one parameter, and of all."""
-    ways = {"all_wide": ADAM_FLOAT32, "mixed": ADAM_MIXED, "all_narrow": ADAM_BFLOAT16}
-    each = [[way.weight, way.gradient, way.states, way.weight + way.gradient + way.states] for way in ways.values()]
-    return Grid(
-        rows=[names[way] for way in ways],
-        columns=[names["weight"], names["gradient"], names["states"], names["sum"], names["model"]],
-        values=[[*row, row[-1] * parameter_count(config)] for row in each],
-    )
+    rows = dict[str, list[float]]()
+    for name, way in {"all_wide": ADAM_FLOAT32, "mixed": ADAM_MIXED, "all_narrow": ADAM_BFLOAT16}.items():
+        each = way.weight + way.gradient + way.states
+        rows[words.numbers[name]] = [way.weight, way.gradient, way.states, each, each * parameter_count(config)]
+    return Grid.of(words.of("weight", "gradient", "states", "sum", "model"), rows)
 
 
-def _example(names: Mapping[str, str]) -> dict[str, Value]:
+def _example(words: Words) -> dict[str, Value]:
     """W <- W - eta g, in 16 bits alone and in float32; and a gradient too small for float16."""
     gradient, scale = torch.tensor(2.0**-26), TrainState().loss_scale
+    limits = {_name(dtype): _limits(torch.finfo(dtype)) for dtype in (_HALF, _BRAIN, _WIDE)}
     return {
         "sum_float16": float(torch.ones((), dtype=_HALF) + 2.0**-11),
         "sum_float32": float(torch.ones((), dtype=_WIDE) + 2.0**-11),
@@ -139,11 +128,7 @@ def _example(names: Mapping[str, str]) -> dict[str, Value]:
         "gradient_scaled": float((gradient * scale).to(_HALF).float() / scale),
         "first_scale": int(scale),
         "scale_after_overflow": int(after_overflow(TrainState()).loss_scale),
-        "limits": Grid(
-            rows=[_name(dtype) for dtype in (_HALF, _BRAIN, _WIDE)],
-            columns=[names["largest"], names["smallest_normal"], names["smallest"], names["spacing"]],
-            values=[_limits(torch.finfo(dtype)) for dtype in (_HALF, _BRAIN, _WIDE)],
-        ),
+        "limits": Grid.of(words.of("largest", "smallest_normal", "smallest", "spacing"), limits),
     }
 
 
@@ -160,14 +145,14 @@ TOPIC = Topic(
         "w <- w - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)",
         "g not finite: no step, S <- S / 2;  2,000 good steps: S <- 2 S",
     ),
-    symbols=(
-        Symbol(sign="w", unit="float32"),
-        Symbol(sign="w16", unit="float16, bfloat16"),
-        Symbol(sign="g16", unit="float16, bfloat16"),
-        Symbol(sign="g", unit="float32"),
-        Symbol(sign="m, v", unit="float32"),
-        Symbol(sign="S", unit="2^16"),
-    ),
+    symbols={
+        "w": "float32",
+        "w16": "float16, bfloat16",
+        "g16": "float16, bfloat16",
+        "g": "float32",
+        "m, v": "float32",
+        "S": "2^16",
+    },
     show=_show,
     code=("puna/training/step.py", "train_step"),
     test=("tests/training/test_precision.py", "test_without_a_float32_copy_a_small_update_is_lost"),

@@ -21,9 +21,8 @@ from puna.model.surgery import get_linear
 from puna.planning.memory import weight_bytes
 from puna.planning.settings import BASES
 from puna.report.axes import Axis
-from puna.report.curves import LineChart, Series
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Rows, Shown, Topic, Value, curves, relative_difference
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -39,35 +38,34 @@ def _show(subject: Subject, words: Words) -> Shown:
         numbers["weights"] = _weights(dense_weight(get_linear(subject.llama, _PATH)), words)
         if not subject.config.altered_parts:  # a variant for study is not rounded
             numbers["whole_model"] = _predictions(subject.llama, subject.ids_BT, words)
-    parts = [
-        Part(name="model", numbers=numbers),
-        Part(name="gaussian", numbers=_gaussian(words)),
-        Part(name="llama_3_8b", numbers={"stored": _stored(find_preset("llama-3-8b").config, words)}),
-    ]
-    return Shown(parts=parts, pictures={"quantisation": _chart(words)})
+    codes = list(range(len(NF4_LEVELS)))
+    levels = {"NF4": NF4_LEVELS, words.numbers["even"]: [2 * code / codes[-1] - 1 for code in codes]}
+    chart = curves(Axis(label=words.numbers["code"]), Axis(label=words.numbers["level"]), codes, levels)
+    return Shown.of(
+        model=numbers,
+        gaussian=_gaussian(words),
+        llama_3_8b={"stored": _stored(find_preset("llama-3-8b").config, words)},
+        pictures={"quantisation": chart},
+    )
 
 
 def _stored(config: ModelConfig, words: Words) -> Grid:
     """Bytes of a model whose blocks' Linears are stored so, and everything else in 16 bits (32 beside float32)."""
     sizes = {base: weight_bytes(config, base) for base in BASES}
-    columns = [words.numbers[each] for each in ("weight_bytes", "of_float32")]
-    return Grid(rows=list(sizes), columns=columns, values=[(size, size / sizes["float32"]) for size in sizes.values()])
+    rows: Rows = {base: [size, size / sizes["float32"]] for base, size in sizes.items()}
+    return Grid.of(words.of("weight_bytes", "of_float32"), rows)
 
 
 def _weights(weight_oi: Tensor, words: Words) -> Grid:
     """Bytes a number of one weight, and its relative error in percent, root mean square."""
-    made = {to: rounded(weight_oi, to) for to in ROUNDINGS if _fits(to, weight_oi.shape[1])}
-    return Grid(
-        rows=list(made),
-        columns=[words.numbers[each] for each in ("bytes_per_number", "error_percent")],
-        values=[
-            (
-                sum(stored.nbytes for stored in each.buffers()) / weight_oi.numel(),
-                100 * float((each.dense_weight() - weight_oi).norm() / weight_oi.norm()),
-            )
-            for each in made.values()
-        ],
-    )
+    rows = dict[str, list[float]]()
+    for to in ROUNDINGS:
+        if _fits(to, weight_oi.shape[1]):
+            made = rounded(weight_oi, to)
+            size = sum(stored.nbytes for stored in made.buffers())
+            error = float((made.dense_weight() - weight_oi).norm() / weight_oi.norm())
+            rows[to] = [size / weight_oi.numel(), 100 * error]
+    return Grid.of(words.of("bytes_per_number", "error_percent"), rows)
 
 
 def _fits(to: Rounding, width: int) -> bool:
@@ -76,17 +74,14 @@ def _fits(to: Rounding, width: int) -> bool:
 
 def _predictions(llama: Llama, ids_BT: Tensor, words: Words) -> Grid:
     """What the text's predictions become when every Linear of the blocks is rounded."""
-    agreements = {}
+    rows = dict[str, list[float]]()
     for to in ROUNDINGS:
         if all(_fits(to, d_in) for _, d_in in linear_shapes(llama.config).values()):
             model = deepcopy(llama)
             round_linears(model, to)
-            agreements[to] = compare_logits(llama, model, ids_BT)
-    return Grid(
-        rows=list(agreements),
-        columns=[words.numbers[each] for each in ("kl_nats", "logit_change", "same_top_percent")],
-        values=[(each.kl_nats, each.max_logit_difference, 100 * each.top1_agreement) for each in agreements.values()],
-    )
+            found = compare_logits(llama, model, ids_BT)
+            rows[to] = [found.kl_nats, found.max_logit_difference, 100 * found.top1_agreement]
+    return Grid.of(words.of("kl_nats", "logit_change", "same_top_percent"), rows)
 
 
 def _gaussian(words: Words) -> dict[str, Value]:
@@ -105,7 +100,7 @@ def _gaussian(words: Words) -> dict[str, Value]:
         "int8_worst_steps": float(((linear.dense_weight() - weight_oi) / linear.scale).abs().max()),
         "nf4_worst_of_maximum": float((nf4_error / maxima[:, None]).abs().max()),
         "nf4_widest_half_gap": max(high - low for low, high in pairwise(NF4_LEVELS)) / 2,
-        "int8_product_difference": float((linear(x_Ni) - by_hand).abs().max() / by_hand.abs().max()),
+        "int8_product_difference": relative_difference(linear(x_Ni), by_hand),
         "int8_product_percent": 100 * float((linear(x_Ni) - exact).norm() / exact.norm()),
         "int8_outlier_percent": 100 * float(off.norm() / _product_by_hand(weight_oi, quiet).norm()),
     }
@@ -121,16 +116,6 @@ def _product_by_hand(weight_oi: Tensor, x_Ni: Tensor) -> Tensor:
     return x_Ni.double() @ weight_oi.T.double()
 
 
-def _chart(words: Words) -> LineChart:
-    codes = list(range(len(NF4_LEVELS)))
-    even = [2 * code / codes[-1] - 1 for code in codes]
-    return LineChart(
-        x=Axis(label=words.numbers["code"]),
-        y=Axis(label=words.numbers["level"]),
-        series=(Series(name="NF4", x=codes, y=NF4_LEVELS), Series(name=words.numbers["even"], x=codes, y=even)),
-    )
-
-
 TOPIC = Topic(
     name="quantisation",
     formula=(
@@ -138,13 +123,7 @@ TOPIC = Topic(
         "       y = s_w s_x (W_q x_q), summed in int32",
         "NF4:   q = the nearest of 16 levels to w / a,  a = max|w| of 64 numbers",
     ),
-    symbols=(
-        Symbol(sign="W_q", axes="h*d_h d"),
-        Symbol(sign="s_w", axes="h*d_h"),
-        Symbol(sign="x_q", axes="n d"),
-        Symbol(sign="s_x", axes="n"),
-        Symbol(sign="a", unit="64"),
-    ),
+    symbols={"W_q": "h*d_h d", "s_w": "h*d_h", "x_q": "n d", "s_x": "n", "a": "64"},
     show=_show,
     code=("puna/model/quantization.py", "quantize_nf4"),
     test=(

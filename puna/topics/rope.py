@@ -8,9 +8,8 @@ from torch import Tensor
 from puna.arch.config import ModelConfig
 from puna.model.positions import apply_rope, rope_angles, rope_frequencies
 from puna.report.axes import Axis
-from puna.report.curves import LineChart, Series
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, curves
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -32,16 +31,12 @@ def _show(subject: Subject, words: Words) -> Shown:
     }
     example: dict[str, Value] = {
         "angles": _angles(_WORDS, frequencies_P),
-        "score_moved_by_shift": _moved_by_shift(config, frequencies_P),
+        "score_moved_by_shift": _moved_by_shift(config, torch.float64),
+        "engine_score_moved_by_shift": _moved_by_shift(config, torch.float32),
     }
-    chart = LineChart(
-        x=Axis(label=words.numbers["pair"]),
-        y=Axis(label=words.numbers["turn"], form="count", is_log=True),
-        series=(Series(name="", x=list(range(len(turns))), y=turns),),
-    )
-    return Shown(
-        parts=(Part(name="model", numbers=model), Part(name="example", numbers=example)), pictures={"rope": chart}
-    )
+    x, y = Axis(label=words.numbers["pair"]), Axis(label=words.numbers["turn"], form="count", is_log=True)
+    chart = curves(x, y, range(len(turns)), {"": turns})
+    return Shown.of(model=model, example=example, pictures={"rope": chart})
 
 
 def _angles(names: Sequence[str], frequencies_P: Tensor) -> Grid:
@@ -53,16 +48,22 @@ def _angles(names: Sequence[str], frequencies_P: Tensor) -> Grid:
     )
 
 
-def _moved_by_shift(config: ModelConfig, frequencies_P: Tensor) -> float:
-    """The most by which a score of the five words changes when all stand 1,000 positions later, in float64."""
-    q_BTHE, k_BTHE = torch.randn(2, 1, len(_WORDS), 1, config.head_dim, dtype=torch.float64)
-    near, far = (_scores_by_hand(q_BTHE, k_BTHE, frequencies_P, start) * config.score_factor for start in (0, _SHIFT))
-    return float((near - far).abs().max())
+def _moved_by_shift(config: ModelConfig, dtype: torch.dtype) -> float:
+    """The most by which a score of the five words changes when all stand 1,000 positions later; q, k random, angles in dtype."""
+    q_BTHE, k_BTHE = torch.randn(2, 1, len(_WORDS), 1, config.head_dim, dtype=dtype)
+    near, far = (_scores_by_hand(q_BTHE, k_BTHE, rope_frequencies(config), start) for start in (0, _SHIFT))
+    return float((near - far).abs().max()) * config.score_factor
 
 
 def _scores_by_hand(q_BTHE: Tensor, k_BTHE: Tensor, frequencies_P: Tensor, start: int) -> Tensor:
-    angles_TP = torch.arange(start, start + q_BTHE.shape[1])[:, None] * frequencies_P
-    q_TE, k_TE = (apply_rope(x, angles_TP.cos()[None], angles_TP.sin()[None])[0, :, 0] for x in (q_BTHE, k_BTHE))
+    """By the engine's rotation; its angles are float32, those of float64 queries are formed here."""
+    positions_BT = torch.arange(start, start + q_BTHE.shape[1])[None]
+    if q_BTHE.dtype == torch.float64:
+        angles_BTP = positions_BT[..., None] * frequencies_P.double()
+        cos_BTP, sin_BTP = angles_BTP.cos(), angles_BTP.sin()
+    else:
+        cos_BTP, sin_BTP = rope_angles(frequencies_P, positions_BT)
+    q_TE, k_TE = (apply_rope(x, cos_BTP, sin_BTP)[0, :, 0] for x in (q_BTHE, k_BTHE))
     return q_TE @ k_TE.T
 
 
@@ -82,7 +83,7 @@ def _turned_by_hand(x_BTHE: Tensor, cos_BTP: Tensor, sin_BTP: Tensor) -> Tensor:
 TOPIC = Topic(
     name="rope",
     formula=("theta_j = base^(-2j / d_h)", "(x_j + i x_(j + d_h/2)) e^(i m theta_j), of q and k, in every layer"),
-    symbols=(Symbol(sign="m", unit="tokens"), Symbol(sign="theta_j", axes="d_h/2"), Symbol(sign="x", axes="n h d_h")),
+    symbols={"m": "tokens", "theta_j": "d_h/2", "x": "n h d_h"},
     show=_show,
     code=("puna/model/positions.py", "apply_rope"),
     test=("tests/model/test_positions.py", "test_a_score_depends_on_the_distance_alone"),

@@ -9,9 +9,8 @@ from puna.arch.variants import PositionKind
 from puna.model.llama import Llama
 from puna.model.positions import POSITIONS, SinusoidalPosition, sinusoids
 from puna.report.axes import Axis
-from puna.report.curves import LineChart, Series
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, curves, relative_difference
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -25,40 +24,29 @@ _DRAWN_TOKENS = 64
 
 @torch.no_grad()
 def _show(subject: Subject, words: Words) -> Shown:
-    vectors_TD = _vectors(len(subject.ids), subject.config.dim)
+    vectors_TD = sinusoids(torch.arange(len(subject.ids)), subject.config.dim)
     numbers: dict[str, Value] = {
         "vectors": _grid(subject.pieces, vectors_TD),
-        "squared_norms": _squared_norms(vectors_TD),
+        "squared_norms": vectors_TD.square().sum(-1).tolist(),
     }
     if subject.llama is not None:
         numbers |= _in_the_stream(subject.llama, subject.ids_BT)
-    names = [words.numbers["pair"].format(j=pair) for pair in range(_DIM // 2)]
-    drawn_DT = _vectors(_DRAWN_TOKENS, _DIM)[:, ::2].T.tolist()
-    chart = LineChart(
-        x=Axis(label=words.numbers["position"]),
-        y=Axis(label=words.numbers["coordinate"]),
-        series=[Series(name=name, x=list(range(_DRAWN_TOKENS)), y=y) for name, y in zip(names, drawn_DT, strict=True)],
+    at = torch.arange(_DRAWN_TOKENS)
+    drawn_DT = sinusoids(at, _DIM)[:, ::2].T.tolist()
+    lines = {words.numbers["pair"].format(j=pair): y for pair, y in enumerate(drawn_DT)}
+    x, y = (Axis(label=words.numbers[name]) for name in ("position", "coordinate"))
+    return Shown.of(
+        model=numbers,
+        example=_example(),
+        pictures={"sinusoidal": curves(x, y, at.tolist(), lines)},
     )
-    parts = (Part(name="model", numbers=numbers), Part(name="example", numbers=_example()))
-    return Shown(parts=parts, pictures={"sinusoidal": chart})
-
-
-def _vectors(tokens: int, dim: int) -> Tensor:
-    return sinusoids(torch.arange(tokens), dim)
 
 
 def _grid(names: Sequence[str], vectors_TD: Tensor) -> Grid:
     """The first coordinates of each position's vector."""
-    shown = vectors_TD[:, :_DIM].tolist()
-    return Grid(
-        rows=[f"{position} {name}" for position, name in enumerate(names)],
-        columns=[f"{'cos' if column % 2 else 'sin'} {column // 2}" for column in range(len(shown[0]))],
-        values=shown,
-    )
-
-
-def _squared_norms(vectors_TD: Tensor) -> list[float]:
-    return vectors_TD.square().sum(-1).tolist()
+    columns = [f"{side} {pair}" for pair in range(_DIM // 2) for side in ("sin", "cos")]
+    vectors = enumerate(vectors_TD[:, :_DIM].tolist())
+    return Grid.of(columns, {f"{position} {names[position]}": vector for position, vector in vectors})
 
 
 def _in_the_stream(llama: Llama, ids_BT: Tensor) -> dict[str, Value]:
@@ -80,16 +68,16 @@ def _moved_by_shift(llama: Llama, ids_BT: Tensor, kind: PositionKind) -> float:
     positions_BT = torch.arange(ids_BT.shape[1])[None]
     near, far = (llama.hidden(ids_BT, positions_BT + start) for start in (0, _FAR))
     llama.position = own
-    return float((near - far).abs().max() / near.abs().max())
+    return relative_difference(far, near)
 
 
 def _example() -> dict[str, Value]:
     """The five words' whole vectors in a width of 8, their products, and a shift as a rotation."""
-    vectors_TD = _vectors(len(_WORDS), _DIM)
+    vectors_TD = sinusoids(torch.arange(len(_WORDS)), _DIM)
     later_TD = sinusoids(torch.arange(len(_WORDS)) + _SHIFT, _DIM)
     turned_TD, products_TT = _turned_by_hand(vectors_TD.double(), _SHIFT), _products_by_hand(vectors_TD)
     return {
-        "squared_norms": _squared_norms(vectors_TD),
+        "squared_norms": vectors_TD.square().sum(-1).tolist(),
         "shift_difference": float((turned_TD - later_TD).abs().max()),
         "vectors": _grid(_WORDS, vectors_TD),
         "products": Grid(rows=_WORDS, columns=_WORDS, values=products_TT.tolist()),
@@ -116,13 +104,7 @@ TOPIC = Topic(
         "x_m <- sqrt(d) x_m + PE(m), once, before the first layer",
         "PE(m + k) = R_k PE(m),  |PE(m)|^2 = d / 2",
     ),
-    symbols=(
-        Symbol(sign="m", unit="tokens"),
-        Symbol(sign="theta_j", unit="rad"),
-        Symbol(sign="PE", axes="n d"),
-        Symbol(sign="x", axes="n d"),
-        Symbol(sign="R_k", axes="d d"),
-    ),
+    symbols={"m": "tokens", "theta_j": "rad", "PE": "n d", "x": "n d", "R_k": "d d"},
     show=_show,
     code=("puna/model/positions.py", "sinusoids"),
     test=("tests/model/test_variants.py", "test_sinusoids_are_rotated_by_a_shift_and_have_one_length"),

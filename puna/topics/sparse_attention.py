@@ -16,7 +16,7 @@ from puna.model.walk import AttentionView, look_inside, walk
 from puna.planning.counting import attended_pairs
 from puna.report.heat import HeatMap
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, relative_difference
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -28,19 +28,20 @@ _SMALL = ModelConfig(vocab_size=64, dim=32, n_layers=4, n_heads=4, n_kv_heads=2,
 
 
 def _show(subject: Subject, words: Words) -> Shown:
-    names, patterns = words.numbers, _patterns(_WINDOW, _BLOCK)
-    numbers: dict[str, Value] = {"seen": _who_sees_whom(subject.pieces, patterns, names)}
+    patterns = _patterns(_WINDOW, _BLOCK)
+    seen = {
+        f"{place} {token}": [" | ".join(_seen(pattern, place)) for pattern in patterns.values()]
+        for place, token in enumerate(subject.pieces)
+    }
+    numbers: dict[str, Value] = {"seen": Grid.of(words.of(*patterns), seen)}
     if subject.llama is not None:
         with torch.no_grad():
-            view = look_inside(next(walk(subject.llama, subject.ids_BT)))
-            numbers |= _inside(view, subject.config)
-    return Shown(
-        parts=(
-            Part(name="model", numbers=numbers),
-            Part(name="reach", numbers=_reach(patterns, names)),
-            Part(name="example", numbers=_example(names)),
-        ),
-        pictures={f"sparse-attention-{name}": _mask(pattern, names) for name, pattern in patterns.items()},
+            numbers |= _inside(look_inside(next(walk(subject.llama, subject.ids_BT))), subject.config)
+    return Shown.of(
+        model=numbers,
+        reach=_reach(patterns, words),
+        example=_example(words),
+        pictures={f"sparse-attention-{name}": _mask(pattern, words) for name, pattern in patterns.items()},
     )
 
 
@@ -51,54 +52,39 @@ def _patterns(window: int, block: int) -> dict[str, LayerPattern]:
     }  # fmt: skip
 
 
-def _who_sees_whom(tokens: tuple[str, ...], patterns: Mapping[str, LayerPattern], names: Mapping[str, str]) -> Grid:
-    """The positions that each token sees; where half of the heads see otherwise, theirs stand behind a bar."""
-    rows = [[" | ".join(_seen(pattern, query)) for pattern in patterns.values()] for query in range(len(tokens))]
-    columns = [names[name] for name in patterns]
-    return Grid(rows=[f"{place} {token}" for place, token in enumerate(tokens)], columns=columns, values=rows)
-
-
 def _seen(pattern: LayerPattern, query: int) -> Iterator[str]:
-    """Of each part of the heads: `0 5-7`."""
+    """The positions that a token sees, of each part of the heads: `0 5-7`."""
     for part in pattern.parts:
         keys = [key for key in range(query + 1) if part.allows(query, key)]
         first, last = ([key for key in keys if key + side not in keys] for side in (-1, 1))
         yield " ".join(str(a) if a == z else f"{a}-{z}" for a, z in zip(first, last, strict=True))
 
 
-def _mask(pattern: LayerPattern, names: Mapping[str, str]) -> HeatMap:
+def _mask(pattern: LayerPattern, words: Words) -> HeatMap:
     """Of the small model's tokens: the share of heads in which a row's token sees a column's."""
     index_T = torch.arange(_SMALL.max_seq_len)
     shares_TS = attention_mask(pattern, _SMALL.n_heads, index_T, index_T)[0].float().mean(0).tolist()
     places = [str(place) for place in index_T.tolist()]
     return HeatMap(
         rows=places, columns=places, values=[[None if each == 1 else each for each in row] for row in shares_TS],
-        columns_label=names["read"], key=names["heads"], whole=names["all"],
+        columns_label=words.numbers["read"], key=words.numbers["heads"], whole=words.numbers["all"],
     )  # fmt: skip
 
 
 def _inside(view: AttentionView, config: ModelConfig) -> dict[str, Value]:
     """The first layer's queries, keys and values: in a window by hand, and piece by piece as the notes cut them."""
-    q, k, v = view.q_BHTE, view.k_BGSE, view.v_BGSE
-    index_T = torch.arange(q.shape[2])
-    all_before, window, blocks = (
-        _way(config, pattern, len(index_T))
-        for pattern in (Causal(), SlidingWindow(window=_WINDOW), Blocks(size=_BLOCK))
-    )
+    qkv, index_T = (view.q_BHTE, view.k_BGSE, view.v_BGSE), torch.arange(view.q_BHTE.shape[2])
+    ways = {name: _way(config, each, len(index_T)) for name, each in _patterns(_WINDOW, _BLOCK).items()}
     seen_HTS = attention_mask(SlidingWindow(window=_WINDOW), 1, index_T, index_T)[0]
     weights_HTS, cut_HTS, y_HTE = _attended_by_hand(view, seen_HTS, config)
-    pieces = zip(*(x.split(_BLOCK, dim=2) for x in (q, k, v)), strict=True)
-    joined = torch.cat([all_before(q_b, k_b, v_b, None) for q_b, k_b, v_b in pieces], dim=2)
+    pieces = zip(*(x.split(_BLOCK, dim=2) for x in qkv), strict=True)
+    joined = torch.cat([ways["causal"](q, k, v, None) for q, k, v in pieces], dim=2)
     return {
         "row_sums": weights_HTS[0].sum(-1).tolist(),
         "row_sums_cut_after": cut_HTS[0].sum(-1).tolist(),
-        "dense_difference": _apart(window(q, k, v, None)[0], y_HTE),
-        "pieces_difference": _apart(blocks(q, k, v, None), joined),
+        "dense_difference": relative_difference(y_HTE, ways["window"](*qkv, None)[0]),
+        "pieces_difference": relative_difference(joined, ways["blocks"](*qkv, None)),
     }
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max() / one.abs().max())
 
 
 def _way(config: ModelConfig, pattern: LayerPattern, tokens: int) -> Attend:
@@ -107,26 +93,27 @@ def _way(config: ModelConfig, pattern: LayerPattern, tokens: int) -> Attend:
 
 
 def _attended_by_hand(view: AttentionView, seen_HTS: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights of a softmax over the neighbours; those of a softmax over all, then cut, as in the notes; the output."""
+    """The weights of a softmax over the neighbours; those of one over all, then cut, as in the notes; the output."""
     k_HSE, v_HSE = (x[0].repeat_interleave(config.heads_per_group, dim=0) for x in (view.k_BGSE, view.v_BGSE))
     scores_HTS = view.q_BHTE[0] @ k_HSE.transpose(-1, -2) * config.score_factor
     weights_HTS = scores_HTS.masked_fill(~seen_HTS, -torch.inf).softmax(-1)
     return weights_HTS, scores_HTS.softmax(-1) * seen_HTS, weights_HTS @ v_HSE
 
 
-def _reach(patterns: Mapping[str, LayerPattern], names: Mapping[str, str]) -> dict[str, Value]:
+def _reach(patterns: Mapping[str, LayerPattern], words: Words) -> dict[str, Value]:
     """How far back an output still has a gradient, after one layer to all four."""
     felt = {name: _felt(pattern) for name, pattern in patterns.items()}
     tokens = torch.arange(_SMALL.max_seq_len)
-    distance_TS, block_T = tokens[:, None] - tokens, tokens // _BLOCK
-    is_across_TS = block_T[:, None] != block_T
-    farthest = [[int(distance_TS[each_TS > 0].max()) for each_TS in layers] for layers in felt.values()]
-    columns = [f"{names['layers']} {layer + 1}" for layer in range(_SMALL.n_layers)]
+    distance_TS, is_across_TS = tokens[:, None] - tokens, tokens[:, None] // _BLOCK != tokens // _BLOCK
+    farthest = {
+        words.numbers[name]: [int(distance_TS[each_TS > 0].max()) for each_TS in layers]
+        for name, layers in felt.items()
+    }
     return {
         "gradient_from_later_tokens": float(max(layers[-1].triu(1).max() for layers in felt.values())),
         "gradient_across_blocks": float(felt["blocks"][-1][is_across_TS].max()),
         "gradient_across_shifted_blocks": float(felt["shifted"][-1][is_across_TS].max()),
-        "reach_tokens": Grid(rows=[names[name] for name in patterns], columns=columns, values=farthest),
+        "reach_tokens": Grid.of([f"{words.numbers['layers']} {n + 1}" for n in range(_SMALL.n_layers)], farthest),
     }
 
 
@@ -143,16 +130,15 @@ def _felt(pattern: LayerPattern) -> list[Tensor]:
     return found
 
 
-def _example(names: Mapping[str, str]) -> dict[str, Value]:
+def _example(words: Words) -> dict[str, Value]:
     """Pairs of a head, exactly, for windows and blocks of 256; and what the notes' g blocks would take, n^2 / g."""
-    patterns = _patterns(_WIDE, _WIDE)
-    configs = {name: replace(_SMALL, n_layers=1, pattern=pattern) for name, pattern in patterns.items()}
-    pairs = {name: [attended_pairs(each, n) // each.n_heads for n in _COUNTED] for name, each in configs.items()}
-    rows = [names["square"], *(names[name] for name in patterns)]
-    values = [[n * n for n in _COUNTED], *pairs.values()]
+    pairs = {words.numbers["square"]: [n * n for n in _COUNTED]}
+    for name, pattern in _patterns(_WIDE, _WIDE).items():
+        config = replace(_SMALL, n_layers=1, pattern=pattern)
+        pairs[words.numbers[name]] = [attended_pairs(config, n) // config.n_heads for n in _COUNTED]
     return {
         "notes_block_pairs": [n * _WIDE for n in _COUNTED],
-        "pairs": Grid(rows=rows, columns=[f"n = {n:,}" for n in _COUNTED], values=values),
+        "pairs": Grid.of([f"n = {n:,}" for n in _COUNTED], pairs),
     }
 
 
@@ -164,12 +150,7 @@ TOPIC = Topic(
         "blocks: N(i) = {j <= i : floor(j / b) = floor(i / b)},  n (b + 1) / 2 pairs where b divides n",
         "all before: N(i) = {j <= i},  n (n + 1) / 2 pairs",
     ),
-    symbols=(
-        Symbol(sign="A", axes="h n n"),
-        Symbol(sign="N(i)", unit="tokens"),
-        Symbol(sign="w", unit="tokens"),
-        Symbol(sign="b", unit="tokens"),
-    ),
+    symbols={"A": "h n n", "N(i)": "tokens", "w": "tokens", "b": "tokens"},
     show=_show,
     code=("puna/arch/attention_pattern.py", "SlidingWindow"),
     test=("tests/model/test_visibility.py", "test_a_window_reaches_exactly_as_far_as_its_layers_allow"),

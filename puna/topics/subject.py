@@ -88,7 +88,7 @@ def find_subject(model: str | None, text: str | None, rank: int | None, lang: st
     header = read_header(find_model(name))
     if 4 * parameter_count(header.config) * _SPARE > available_bytes(torch.device("cpu")):
         return _of_sizes(name, header.config, words, rank, f"{name} is too large to run here: shapes and counts only")
-    loaded = load(name)
+    loaded = load(name, dtype=torch.float32)
     return _running(name, loaded.llama, loaded.tokenizer, words, rank, loaded.notices)
 
 

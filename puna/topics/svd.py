@@ -16,72 +16,54 @@ from puna.model.linears.low_rank import LowRankLinear
 from puna.model.llama import Llama
 from puna.model.surgery import get_linear
 from puna.report.axes import Axis
-from puna.report.curves import LineChart, Series
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, curves
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
 
 _PATH = linear_path(0, "q_proj")
-_COLUMNS = ("factored_parameters", "weights_lost", "outputs_lost", "outputs_lost_whitened")
+_LOSSES = ("weights_lost", "outputs_lost", "outputs_lost_whitened")
 
 
 @torch.no_grad()
 def _show(subject: Subject, words: Words) -> Shown:
-    rank, most = subject.sizes["r"], min(linear_shapes(subject.config)["q_proj"])
-    if rank > most:
-        raise UsageError(f"rank: expected at most {most}, the smaller side of {_PATH}, got {rank}", "lower --rank")
-    counted = {"layer": subject.config, "llama_3_8b": find_preset("llama-3-8b").config}
-    if counted["layer"] == counted["llama_3_8b"]:
-        del counted["layer"]
-    counts = [Part(name=name, numbers={"matrices": _counts(each, rank, words)}) for name, each in counted.items()]
+    rank, shape = subject.sizes["r"], linear_shapes(subject.config)["q_proj"]
+    if rank > min(shape):
+        raise UsageError(
+            f"rank: expected at most {min(shape)}, the smaller side of {_PATH}, got {rank}", "lower --rank"
+        )
+    example = find_preset("llama-3-8b").config
+    counts = {"llama_3_8b": _counts(example, rank, words)}
+    if subject.config != example:
+        counts = {"layer": _counts(subject.config, rank, words)} | counts
     if subject.llama is None:
-        return Shown(parts=counts)
-    losses, numbers = _of_a_weight(subject, subject.llama, rank)
-    lost = Grid(
-        rows=[str(r) for r in losses],
-        columns=[words.numbers[each] for each in _COLUMNS],
-        values=[(r * sum(linear_shapes(subject.config)["q_proj"]), *each) for r, each in losses.items()],
+        return Shown.of(**counts, pictures={})
+    losses, numbers = _of_a_weight(subject.llama, subject.ids_BT, rank)
+    numbers["by_rank"] = Grid.of(
+        words.of("factored_parameters", *_LOSSES), {str(r): [r * sum(shape), *each] for r, each in losses.items()}
     )
-    series = [
-        Series(name=words.numbers[name], x=list(losses), y=[each[index] for each in losses.values()])
-        for index, name in enumerate(_COLUMNS[1:])
-    ]
-    chart = LineChart(
-        x=Axis(label=words.numbers["by_rank"]), y=Axis(label=words.numbers["lost"], form="percent"), series=series
-    )
-    return Shown(parts=(Part(name="model", numbers=numbers | {"by_rank": lost}), *counts), pictures={"svd": chart})
+    lines = dict(zip(words.of(*_LOSSES), zip(*losses.values(), strict=True), strict=True))
+    x, y = Axis(label=words.numbers["by_rank"]), Axis(label=words.numbers["lost"], form="percent")
+    return Shown.of(model=numbers, **counts, pictures={"svd": curves(x, y, list(losses), lines)})
 
 
-def _counts(config: ModelConfig, rank: int, words: Words) -> Grid:
+def _counts(config: ModelConfig, rank: int, words: Words) -> dict[str, Value]:
     """What every Linear of a layer holds dense, and as two factors of a rank; and from which rank on they save nothing."""
-    names = ("shape", "dense_parameters", "factored_parameters", "break_even_rank")
-    return Grid(
-        rows=list(linear_shapes(config)),
-        columns=[words.numbers[each] for each in names],
-        values=[_counted(shape, rank) for shape in linear_shapes(config).values()],
-    )
+    rows = dict[str, tuple[float | str, ...]]()
+    for name, shape in linear_shapes(config).items():
+        with torch.device("meta"):
+            factored = sum(each.numel() for each in LowRankLinear.empty(*shape, rank).parameters())
+        rows[name] = (f"{shape[0]} × {shape[1]}", prod(shape), factored, round(prod(shape) / sum(shape), 1))
+    columns = words.of("shape", "dense_parameters", "factored_parameters", "break_even_rank")
+    return {"matrices": Grid.of(columns, rows)}
 
 
-def _counted(shape: tuple[int, int], rank: int) -> tuple[str, int, int, float]:
-    with torch.device("meta"):
-        factors = LowRankLinear.empty(*shape, rank).parameters()
-    return (
-        f"{shape[0]} × {shape[1]}",
-        prod(shape),
-        sum(each.numel() for each in factors),
-        round(prod(shape) / sum(shape), 1),
-    )
-
-
-def _of_a_weight(
-    subject: Subject, llama: Llama, rank: int
-) -> tuple[dict[int, tuple[float, float, float]], dict[str, Value]]:
+def _of_a_weight(llama: Llama, ids_BT: Tensor, rank: int) -> tuple[dict[int, list[float]], dict[str, Value]]:
     """The first layer's W_q, and what it makes of the text: shares lost by rank, and the laws at the rank asked for."""
     weight_oi, inputs = dense_weight(get_linear(llama, _PATH)).double(), InputSum(llama, _PATH)
     with watched(llama, {_PATH: lambda x: inputs.add(x.double())}):
-        llama.hidden(subject.ids_BT)
+        llama.hidden(ids_BT)
     plain, whitened = decompose(weight_oi), decompose_whitened(weight_oi, inputs.gram_ii)
     whole, outputs, most = plain.loss(0), whitened.loss(0), len(plain.energy_K)
 
@@ -92,7 +74,7 @@ def _of_a_weight(
         return _lost_by_hand(weight_oi, plain, r, torch.eye(weight_oi.shape[1]).double()) / whole
 
     ranks = sorted({0, rank, most, *(2**power for power in range(most.bit_length()))})
-    return {r: (plain.loss(r) / whole, lost_by_hand(plain, r), whitened.loss(r) / outputs) for r in ranks}, {
+    return {r: [plain.loss(r) / whole, lost_by_hand(plain, r), whitened.loss(r) / outputs] for r in ranks}, {
         "squares": plain.energy_K[:8].tolist(),
         "squares_dropped": plain.loss(rank),
         "squares_difference": abs(dropped_by_hand(rank) - plain.loss(rank) / whole),
@@ -115,12 +97,7 @@ TOPIC = Topic(
         "|W - U V|^2 = sum over i > r of s_i^2",
         "r (d_out + d_in) < d_out d_in",
     ),
-    symbols=(
-        Symbol(sign="W", axes="h*d_h d"),
-        Symbol(sign="U", axes="h*d_h r"),
-        Symbol(sign="V", axes="r d"),
-        Symbol(sign="s_i", unit="min(d_out, d_in)"),
-    ),
+    symbols={"W": "h*d_h d", "U": "h*d_h r", "V": "r d", "s_i": "min(d_out, d_in)"},
     show=_show,
     code=("puna/compression/low_rank.py", "decompose"),
     test=(

@@ -1,10 +1,9 @@
 """Tensors: all that a forward pass makes, the matrices that it multiplies by, and what that costs."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from puna.arch.config import ModelConfig
 from puna.arch.modules import HEAD, linear_shapes, norm_count, parameter_count
@@ -16,7 +15,7 @@ from puna.model.walk import look_inside, walk
 from puna.planning.compute import ForwardFlops, forward_flops
 from puna.planning.counting import attended_pairs
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Part, Shown, Symbol, Topic, Value
+from puna.topics.topic import Grid, Rows, Shown, Topic, Value, relative_difference, watching
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -47,20 +46,20 @@ def _show(subject: Subject, words: Words) -> Shown:
         "tensors": _tensors(made, words),
     }
     if subject.llama is not None:
-        by_hand = _head_by_hand(made["norm"], dense_weight(get_linear(subject.llama, HEAD)))
-        numbers["linear_difference"] = float((made["lm_head"] - by_hand).abs().max() / by_hand.abs().max())
-    return Shown(parts=(Part(name="model", numbers=numbers),))
+        head = get_linear(subject.llama, HEAD)
+        by_hand = _head_by_hand(made["norm"], dense_weight(head))
+        if isinstance(head, nn.Linear) and head.bias is not None:  # of a study variant
+            by_hand += head.bias
+        numbers["linear_difference"] = relative_difference(made["lm_head"], by_hand)
+    return Shown.of(model=numbers)
 
 
 def _linears(config: ModelConfig, flops: ForwardFlops, words: Words) -> Grid:
     """The matrices of one layer, and the head."""
     shapes = {**linear_shapes(config), HEAD: (config.vocab_size, config.dim)}
     work = {name: total // config.n_layers for name, total in flops.linears.items()} | {HEAD: flops.head}
-    return Grid(
-        rows=list(shapes),
-        columns=[words.numbers["out_in"], words.numbers["weights"], words.numbers["flops"]],
-        values=[[f"{d_out} × {d_in}", d_out * d_in, work[name]] for name, (d_out, d_in) in shapes.items()],
-    )
+    rows: Rows = {name: [f"{d_out} × {d_in}", d_out * d_in, work[name]] for name, (d_out, d_in) in shapes.items()}
+    return Grid.of(words.of("out_in", "weights", "flops"), rows)
 
 
 def _made_beside_products(config: ModelConfig, tokens: int) -> int:
@@ -71,17 +70,10 @@ def _made_beside_products(config: ModelConfig, tokens: int) -> int:
 
 
 def _work(flops: ForwardFlops, beside: int, words: Words) -> Grid:
-    parts = {
-        words.numbers["in_layers"]: sum(flops.linears.values()),
-        words.numbers["in_attention"]: flops.attention,
-        words.numbers["in_head"]: flops.head,
-        words.numbers["beside"]: beside,
-    }
-    return Grid(
-        rows=list(parts),
-        columns=[words.numbers["flops"], words.numbers["share"]],
-        values=[[each, each / (flops.total + beside)] for each in parts.values()],
-    )
+    names = words.of("in_layers", "in_attention", "in_head", "beside")
+    parts = (sum(flops.linears.values()), flops.attention, flops.head, beside)
+    rows = {name: [part, part / sum(parts)] for name, part in zip(names, parts, strict=True)}
+    return Grid.of(words.of("flops", "share"), rows)
 
 
 def _shapes_alone(subject: Subject) -> dict[str, Tensor]:
@@ -100,30 +92,25 @@ def _pass(llama: Llama, ids_BT: Tensor) -> dict[str, Tensor]:
     """What a pass makes, by the names of _AXES."""
     made = {"ids": ids_BT}
 
-    def keep(module: Any, given: tuple[Any, ...], output: Tensor) -> None:
-        made.setdefault(names[module], output)
-        if names[module] == "down_proj":
-            made.setdefault("into down_proj", value_of(given[0]))
+    def keep(path: str, given: Tensor, output: Tensor) -> None:
+        name = path.rpartition(".")[2]
+        made.setdefault(name, output)
+        if name == "down_proj":
+            made.setdefault("into down_proj", value_of(given))
 
-    names = {module: path.rpartition(".")[2] for path, module in llama.named_modules()}
-    hooks = [module.register_forward_hook(keep) for module, name in names.items() if name in _AXES]
-    llama(ids_BT)
-    for hook in hooks:
-        hook.remove()
+    with watching({path: each for path, each in llama.named_modules() if path.rpartition(".")[2] in _AXES}, keep):
+        llama(ids_BT)
     view = look_inside(next(walk(llama, ids_BT)))
     return made | {"q, heads": view.q_BHTE, "k, heads": view.k_BGSE, "v, heads": view.v_BGSE, "P v, heads": view.y_BHTE}
 
 
 def _tensors(made: Mapping[str, Tensor], words: Words) -> Grid:
-    found = {name: (axes, made[name]) for name, axes in _AXES.items() if name in made}
-    return Grid(
-        rows=list(found),
-        columns=[words.numbers["axes"], words.numbers["shape"], words.numbers["type"], words.numbers["bytes"]],
-        values=[
-            [axes, " × ".join(map(str, each.shape)), str(each.dtype).removeprefix("torch."), each.nbytes]
-            for axes, each in found.values()
-        ],
-    )
+    rows = dict[str, list[float | str]]()
+    for name, axes in _AXES.items():
+        if name in made:
+            x = made[name]
+            rows[name] = [axes, " × ".join(map(str, x.shape)), str(x.dtype).removeprefix("torch."), x.nbytes]
+    return Grid.of(words.of("axes", "shape", "type", "bytes"), rows)
 
 
 def _head_by_hand(x_BTD: Tensor, weight_VD: Tensor) -> Tensor:
@@ -137,13 +124,13 @@ TOPIC = Topic(
         "Y = X W^T  (for one vector y = W x),  2 n d_in d_out FLOPs",
         "ids, E[ids], L x (norm, attention, norm, feed-forward), norm, head",
     ),
-    symbols=(
-        Symbol(sign="X", axes="n d"),
-        Symbol(sign="W_q, W_o^T", axes="h*d_h d"),
-        Symbol(sign="W_k, W_v", axes="g*d_h d"),
-        Symbol(sign="W_gate, W_up, W_down^T", axes="f d"),
-        Symbol(sign="W_head", axes="V d"),
-    ),
+    symbols={
+        "X": "n d",
+        "W_q, W_o^T": "h*d_h d",
+        "W_k, W_v": "g*d_h d",
+        "W_gate, W_up, W_down^T": "f d",
+        "W_head": "V d",
+    },
     show=_show,
     code=("puna/model/linears/group.py", "project_together"),
     test=("tests/model/test_group.py", "test_together_equals_separately_in_values_and_gradients"),

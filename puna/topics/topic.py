@@ -1,14 +1,24 @@
 """What a topic is: a formula, its symbols, what it shows of a model and of the notes, and where it is held."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Self
 
+from torch import Tensor, nn
+
+from puna.report.axes import Axis
 from puna.report.charts import Chart
+from puna.report.curves import LineChart, Series
 from puna.report.drawing import HeadsDrawing, ModelDrawing
 from puna.topics.subject import Subject
 from puna.topics.words import Words
 
-__all__ = ["Grid", "Part", "Shown", "Symbol", "Topic", "Value"]
+__all__ = ["Grid", "Part", "Rows", "Shown", "Topic", "Value", "curves", "relative_difference", "watching"]
+
+
+Rows = Mapping[str, Sequence[float | str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +33,13 @@ class Grid:
         assert len(self.values) == len(self.rows)
         assert all(len(row) == len(self.columns) for row in self.values)
 
+    @classmethod
+    def of(cls, columns: Sequence[str], rows: Rows) -> Self:
+        """One whose rows have names of their own."""
+        return cls(rows=list(rows), columns=columns, values=list(rows.values()))
 
+
+Picture = Chart | HeadsDrawing | ModelDrawing
 Value = float | str | Sequence[float] | Sequence[str] | Grid
 
 
@@ -43,25 +59,49 @@ class Shown:
     """What a topic found. Args: pictures: by file name without ending; their titles are the topic's words."""
 
     parts: Sequence[Part]
-    pictures: Mapping[str, Chart | HeadsDrawing | ModelDrawing] = field(default_factory=dict)
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Symbol:
-    """A sign of the formula. Args: axes: its shape, by names of Subject.sizes, such as `n d_h`; unit: such as `rad`."""
-
-    sign: str
-    axes: str = ""
-    unit: str = ""
+    @classmethod
+    def of(cls, *, pictures: Mapping[str, Picture] = MappingProxyType({}), **parts: Mapping[str, Value]) -> Self:
+        """These parts, in this order."""
+        return cls(parts=[Part(name=name, numbers=numbers) for name, numbers in parts.items()], pictures=pictures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
-    """A formula that can be shown. Args: code, test: (file, name in it) that hold it."""
+    """A formula that can be shown.
+
+    Args: symbols: of each sign its shape, by names of Subject.sizes, such as `n d_h`; or else its unit, such as `rad`.
+          code, test: (file, name in it) that hold it.
+    """
 
     name: str
     formula: Sequence[str]
-    symbols: Sequence[Symbol]
+    symbols: Mapping[str, str]
     show: Callable[[Subject, Words], Shown]
     code: tuple[str, str]
     test: tuple[str, str]
+
+
+def curves(x: Axis, y: Axis, at: Sequence[float], lines: Mapping[str, Sequence[float]]) -> LineChart:
+    """Lines by name over the same values of x."""
+    return LineChart(x=x, y=y, series=[Series(name=name, x=at, y=values) for name, values in lines.items()])
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest, of the largest value that was expected."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+    """Within the block, show each module's name, first input and output as it has run."""
+    hooks = [
+        module.register_forward_hook(lambda _, given, made, name=name: see(name, given[0], made))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

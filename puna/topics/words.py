@@ -34,6 +34,10 @@ class Words:
     parts: Mapping[str, str] = field(default_factory=dict)
     pictures: Mapping[str, str] = field(default_factory=dict)
 
+    def of(self, *numbers: str) -> list[str]:
+        """What these numbers are, for the columns of a grid."""
+        return [self.numbers[name] for name in numbers]
+
 
 def topic_words(topic: str, lang: str) -> Words:
     """The words of a topic. Errors: UsageError for a topic or a language that is not there."""

@@ -47,7 +47,7 @@ def test_every_command_still_gives_its_figure_and_every_page_still_says_it(claim
 
 def test_every_command_of_a_study_or_a_model_is_one_of_ours(claims: list[Claim]) -> None:
     commands = {figure.command for claim in claims for figure in claim.figures}
-    strange = [command for command in commands if not re.match(r"puna [a-z]+|python bench/[a-z_]+.py ", command)]
+    strange = [command for command in commands if not re.match(r"puna [a-z]+|python bench/[a-z_]+\.py", command)]
     assert not strange
 
 
