@@ -94,7 +94,7 @@ def _print_result(result: "ExplainResult", words: Words, heads: Mapping[str, str
 def _heading(part: str, result: "ExplainResult", words: Words, heads: Mapping[str, str]) -> str:
     if part != "model":
         return words.parts.get(part) or heads["example"]
-    tokens = "" if result.tokens is None else " ".join(f"[{piece}]" for piece in result.tokens)
+    tokens = " ".join(f"[{piece}]" for piece in result.tokens)
     return heads["model"].format(name=result.subject, tokens=tokens)
 
 

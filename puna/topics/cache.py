@@ -14,7 +14,7 @@ from puna.planning.compute import forward_flops
 from puna.planning.counting import kv_cache_bytes, kv_cache_bytes_per_token
 from puna.report.axes import Axis
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Shown, Topic, Value, curves, relative_difference
+from puna.topics.topic import Grid, Shown, Topic, Value, curves, notes_layer, relative_difference
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -73,18 +73,15 @@ def _in_steps(llama: Llama, ids_BT: Tensor) -> dict[str, Value]:
 
 
 def _example() -> dict[str, Value]:
-    """The notes' layer: width 512, 8 heads of 64 in 2 groups, 100 tokens."""
-    grouped = ModelConfig(
-        vocab_size=512, dim=512, n_layers=1, n_heads=8, n_kv_heads=2, head_dim=64, ffn_dim=512, max_seq_len=100
-    )
-    separate = replace(grouped, n_kv_heads=8)
+    """The notes' layer with 2 groups, and with a head of keys and values for every head."""
+    grouped, separate = notes_layer(kv_heads=2), notes_layer(kv_heads=8)
     few, many = kv_cache_bytes_per_token(grouped), kv_cache_bytes_per_token(separate)
     return {
         "cache_bytes_per_token": few,
         "separate_cache_bytes_per_token": many,
         "times_smaller": many / few,
-        "text_cache_bytes": kv_cache_bytes(grouped, 100),
-        "separate_text_cache_bytes": kv_cache_bytes(separate, 100),
+        "text_cache_bytes": kv_cache_bytes(grouped, grouped.max_seq_len),
+        "separate_text_cache_bytes": kv_cache_bytes(separate, separate.max_seq_len),
     }
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from puna.files import write_text
-from puna.report.charts import Chart, draw_slide
+from puna.report.charts import draw_slide
 from puna.report.drawing import HeadsDrawing, ModelDrawing, draw_heads, draw_model
 from puna.report.svg import in_colours
 from puna.topics.subject import Subject, find_subject
-from puna.topics.topic import Topic, Value
+from puna.topics.topic import Picture, Topic, Value
 from puna.topics.words import TOPICS, Words, topic_words
 
 __all__ = ["ExplainResult", "SymbolRow", "explain", "find_topic"]
@@ -29,7 +29,7 @@ class SymbolRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainResult:
-    """What `puna explain --json` prints. Args: numbers: by part; correction: what the notes have right, then what is not."""
+    """What `puna explain --json` prints. Args: numbers: by part; right, correction: of the notes."""
 
     topic: str
     title: str
@@ -102,7 +102,7 @@ def _symbol(sign: str, shape: str, subject: Subject, words: Words) -> SymbolRow:
     return SymbolRow(sign=sign, meaning=words.symbols[sign], shape=shape)
 
 
-def _draw(out: Path, name: str, picture: Chart | HeadsDrawing | ModelDrawing, words: Words, lang: str) -> str:
+def _draw(out: Path, name: str, picture: Picture, words: Words, lang: str) -> str:
     title, path = words.pictures[name], out / f"{name}.svg"
     if isinstance(picture, HeadsDrawing):
         svg = in_colours(draw_heads(picture, lang, title), title)

@@ -11,17 +11,15 @@ from puna.planning.compute import forward_flops
 from puna.planning.counting import group_parameters, kv_cache_bytes_per_token
 from puna.report.drawing import HeadsDrawing
 from puna.topics.subject import Subject
-from puna.topics.topic import Shown, Topic, Value
+from puna.topics.topic import Shown, Topic, Value, notes_layer
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
 
-_TOKENS = 100
-
 
 @torch.no_grad()
 def _show(subject: Subject, _: Words) -> Shown:
-    grouped, separate = _of_the_notes(kv_heads=2), _of_the_notes(kv_heads=8)
+    grouped, separate = notes_layer(kv_heads=2), notes_layer(kv_heads=8)
     numbers = _counts(subject.config)
     if subject.llama is not None:
         stage = next(walk(subject.llama, subject.ids_BT))
@@ -39,20 +37,6 @@ def _show(subject: Subject, _: Words) -> Shown:
     )
 
 
-def _of_the_notes(kv_heads: int) -> ModelConfig:
-    """One layer of the notes' example: width 512, 8 heads of 64."""
-    return ModelConfig(
-        vocab_size=512,
-        dim=512,
-        n_layers=1,
-        n_heads=8,
-        n_kv_heads=kv_heads,
-        head_dim=64,
-        ffn_dim=512,
-        max_seq_len=_TOKENS,
-    )
-
-
 def _counts(config: ModelConfig) -> dict[str, Value]:
     return {
         "heads_by_group": [
@@ -67,9 +51,9 @@ def _counts(config: ModelConfig) -> dict[str, Value]:
 def _example(grouped: ModelConfig, separate: ModelConfig) -> dict[str, Value]:
     """100 tokens: the shapes, what a multi-head layer would take instead, and the concatenation as a sum over heads."""
     shapes = linear_shapes(grouped)
-    work, wide = (forward_flops(config, _TOKENS, full_square=True) for config in (grouped, separate))
+    work, wide = (forward_flops(config, grouped.max_seq_len, full_square=True) for config in (grouped, separate))
     numbers: dict[str, Value] = {f"{name}_shape": list(shapes[f"{name}_proj"]) for name in "qkvo"}
-    attention, x_BTD = Attention(grouped, layer=0), torch.randn(1, _TOKENS, grouped.dim)
+    attention, x_BTD = Attention(grouped, layer=0), torch.randn(1, grouped.max_seq_len, grouped.dim)
     heads: list[Tensor] = []
     hook = attention.o_proj.register_forward_pre_hook(lambda _, given: heads.append(given[0][0]))
     y_TD = attention(x_BTD, lambda x: x, attend_causally, None)[0]

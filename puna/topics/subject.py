@@ -21,7 +21,7 @@ from puna.weights.headers import read_header
 
 __all__ = ["Subject", "find_subject", "small_tokenizer"]
 
-SENTENCES = {"en": "The cat sleeps on the sofa.", "zh": "貓在沙發上睡覺。"}
+_SENTENCES = {"en": "The cat sleeps on the sofa.", "zh": "貓在沙發上睡覺。"}
 _LEARNED_FROM = (
     "The", "the", " cat", " sleeps", " on", " the", " sofa", "貓", "在", "沙發", "上", "睡覺", "。", "猫", "沙发", "睡觉",
 )  # fmt: skip
@@ -78,7 +78,7 @@ def find_subject(model: str | None, text: str | None, rank: int | None, lang: st
     if rank is not None and rank < 1:
         raise UsageError(f"rank: expected at least 1, got {rank}", "16 is common")
     name = model if model is not None else _newest_run()
-    words = SENTENCES[lang] if text is None else text
+    words = _SENTENCES[lang] if text is None else text
     if name in PRESETS:
         config = PRESETS[name].config
         if parameter_count(config) > _MOST_RANDOM:

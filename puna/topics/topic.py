@@ -8,6 +8,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from puna.arch.config import ModelConfig
 from puna.report.axes import Axis
 from puna.report.charts import Chart
 from puna.report.curves import LineChart, Series
@@ -15,7 +16,19 @@ from puna.report.drawing import HeadsDrawing, ModelDrawing
 from puna.topics.subject import Subject
 from puna.topics.words import Words
 
-__all__ = ["Grid", "Part", "Rows", "Shown", "Topic", "Value", "curves", "relative_difference", "watching"]
+__all__ = [
+    "Grid",
+    "Part",
+    "Picture",
+    "Rows",
+    "Shown",
+    "Topic",
+    "Value",
+    "curves",
+    "notes_layer",
+    "relative_difference",
+    "watching",
+]
 
 
 Rows = Mapping[str, Sequence[float | str]]
@@ -86,6 +99,13 @@ class Topic:
 def curves(x: Axis, y: Axis, at: Sequence[float], lines: Mapping[str, Sequence[float]]) -> LineChart:
     """Lines by name over the same values of x."""
     return LineChart(x=x, y=y, series=[Series(name=name, x=at, y=values) for name, values in lines.items()])
+
+
+def notes_layer(kv_heads: int) -> ModelConfig:
+    """The notes' one layer of grouped attention: 100 tokens, width 512, 8 heads of 64."""
+    return ModelConfig(
+        vocab_size=512, dim=512, n_layers=1, n_heads=8, n_kv_heads=kv_heads, head_dim=64, ffn_dim=512, max_seq_len=100
+    )
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

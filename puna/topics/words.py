@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from puna.errors import unknown_name
-from puna.report.labels import LABELS
+from puna.report.labels import check_language
 
 __all__ = ["TOPICS", "Words", "headings", "topic_words"]
 
@@ -52,8 +52,7 @@ def headings(lang: str) -> Mapping[str, str]:
 
 
 def _read(name: str, lang: str) -> dict[str, Any]:
-    if lang not in LABELS:
-        raise unknown_name("language", lang, LABELS)
+    check_language(lang)
     file = resources.files(__package__) / "words" / f"{name}.toml"
     languages: dict[str, dict[str, Any]] = tomllib.loads(file.read_text("utf-8"))
     return languages[lang]
