@@ -9,7 +9,7 @@ from puna.model.visibility import attention_mask
 from puna.model.walk import AttentionView, look_inside, walk
 from puna.report.heat import HeatMap
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Shown, Topic, Value
+from puna.topics.topic import Grid, Shown, Topic, Value, attended_by_hand
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -37,7 +37,7 @@ def _inside(view: AttentionView, seen_HTS: Tensor, factor: float, rows: list[str
     """What the first layer's first head does with the text, and its weights."""
     per_group = view.q_BHTE.shape[1] // view.k_BGSE.shape[1]
     q_HTE, k_HSE, v_HSE = view.q_BHTE[0], *(x[0].repeat_interleave(per_group, 0) for x in (view.k_BGSE, view.v_BGSE))
-    scores_HTS, weights_HTS, y_HTE = _attended_by_hand(q_HTE, k_HSE, v_HSE, seen_HTS, factor, view.sink_H)
+    scores_HTS, weights_HTS, y_HTE = attended_by_hand(q_HTE, k_HSE, v_HSE, seen_HTS, factor, view.sink_H)
     cosines_TS = _cosines_by_hand(q_HTE[0], k_HSE[0])
     numbers: dict[str, Value] = {
         "scores": Grid(rows=rows, columns=rows, values=scores_HTS[0].tolist()),
@@ -54,8 +54,8 @@ def _example() -> dict[str, Value]:
     """Q, K, V of (4, 5, 64) as the notes have them; then the engine's causal attention, as one head and as four."""
     q_BTE, k_BTE, v_BTE = torch.rand(3, 4, 5, 64)
     everything = torch.ones(4, 5, 5, dtype=torch.bool)
-    scores, weights, output = _attended_by_hand(q_BTE, k_BTE, v_BTE, everything, 64**-0.5)
-    _, masked_weights, masked = _attended_by_hand(q_BTE, k_BTE, v_BTE, everything.tril(), 64**-0.5)
+    scores, weights, output = attended_by_hand(q_BTE, k_BTE, v_BTE, everything, 64**-0.5)
+    _, masked_weights, masked = attended_by_hand(q_BTE, k_BTE, v_BTE, everything.tril(), 64**-0.5)
     one_head = attend_causally(*(x[:, None] for x in (q_BTE, k_BTE, v_BTE)))[:, 0]
     q, k, v = (x.unflatten(-1, (_HEADS, -1)).transpose(1, 2) for x in (q_BTE, k_BTE, v_BTE))
     in_heads = attend_causally(q, k, v).transpose(1, 2).flatten(2)
@@ -69,18 +69,6 @@ def _example() -> dict[str, Value]:
         "masked_weight_on_later_tokens": float(masked_weights.triu(1).max()),
         "masked_difference": float((masked - one_head).abs().max()),
     }
-
-
-def _attended_by_hand(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, factor: float, sink_H: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, weights, and c_i = sum over the visible j of weight_ij v_j; a sink takes its part and gives nothing."""
-    scores = q @ k.transpose(-1, -2) * factor
-    masked = scores.masked_fill(~seen, -torch.inf)
-    if sink_H is not None:
-        masked = torch.cat((masked, sink_H[:, None, None].expand(-1, masked.shape[1], 1)), dim=-1)
-    weights = masked.softmax(-1)[..., : k.shape[-2]]
-    return scores, weights, weights @ v
 
 
 def _cosines_by_hand(q_TE: Tensor, k_SE: Tensor) -> Tensor:

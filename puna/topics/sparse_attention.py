@@ -16,7 +16,7 @@ from puna.model.walk import AttentionView, look_inside, walk
 from puna.planning.counting import attended_pairs
 from puna.report.heat import HeatMap
 from puna.topics.subject import Subject
-from puna.topics.topic import Grid, Shown, Topic, Value, relative_difference
+from puna.topics.topic import Grid, Shown, Topic, Value, attended_by_hand, relative_difference
 from puna.topics.words import Words
 
 __all__ = ["TOPIC"]
@@ -76,7 +76,9 @@ def _inside(view: AttentionView, config: ModelConfig) -> dict[str, Value]:
     qkv, index_T = (view.q_BHTE, view.k_BGSE, view.v_BGSE), torch.arange(view.q_BHTE.shape[2])
     ways = {name: _way(config, each, len(index_T)) for name, each in _patterns(_WINDOW, _BLOCK).items()}
     seen_HTS = attention_mask(SlidingWindow(window=_WINDOW), 1, index_T, index_T)[0]
-    weights_HTS, cut_HTS, y_HTE = _attended_by_hand(view, seen_HTS, config)
+    k_HSE, v_HSE = (x[0].repeat_interleave(config.heads_per_group, dim=0) for x in (view.k_BGSE, view.v_BGSE))
+    scores_HTS, weights_HTS, y_HTE = attended_by_hand(view.q_BHTE[0], k_HSE, v_HSE, seen_HTS, config.score_factor)
+    cut_HTS = _cut_by_hand(scores_HTS, seen_HTS)
     pieces = zip(*(x.split(_BLOCK, dim=2) for x in qkv), strict=True)
     joined = torch.cat([ways["causal"](q, k, v, None) for q, k, v in pieces], dim=2)
     return {
@@ -92,12 +94,9 @@ def _way(config: ModelConfig, pattern: LayerPattern, tokens: int) -> Attend:
     return ways_to_attend(replace(config, pattern=pattern), tokens, None, None, torch.device("cpu"), torch.float32)[0]
 
 
-def _attended_by_hand(view: AttentionView, seen_HTS: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights of a softmax over the neighbours; those of one over all, then cut, as in the notes; the output."""
-    k_HSE, v_HSE = (x[0].repeat_interleave(config.heads_per_group, dim=0) for x in (view.k_BGSE, view.v_BGSE))
-    scores_HTS = view.q_BHTE[0] @ k_HSE.transpose(-1, -2) * config.score_factor
-    weights_HTS = scores_HTS.masked_fill(~seen_HTS, -torch.inf).softmax(-1)
-    return weights_HTS, scores_HTS.softmax(-1) * seen_HTS, weights_HTS @ v_HSE
+def _cut_by_hand(scores_HTS: Tensor, seen_HTS: Tensor) -> Tensor:
+    """As in the notes: a softmax over all, then cut to the neighbours."""
+    return scores_HTS.softmax(-1) * seen_HTS
 
 
 def _reach(patterns: Mapping[str, LayerPattern], words: Words) -> dict[str, Value]:

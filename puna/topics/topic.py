@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from puna.arch.config import ModelConfig
@@ -24,6 +25,7 @@ __all__ = [
     "Shown",
     "Topic",
     "Value",
+    "attended_by_hand",
     "curves",
     "notes_layer",
     "relative_difference",
@@ -94,6 +96,21 @@ class Topic:
     show: Callable[[Subject, Words], Shown]
     code: tuple[str, str]
     test: tuple[str, str]
+
+
+def attended_by_hand(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, factor: float, sink_H: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, weights, and c_i = sum over the visible j of weight_ij v_j; a sink takes its part and gives nothing.
+
+    What the engine's attention is compared with.
+    """
+    scores = q @ k.transpose(-1, -2) * factor
+    masked = scores.masked_fill(~seen, -torch.inf)
+    if sink_H is not None:
+        masked = torch.cat((masked, sink_H[:, None, None].expand(-1, masked.shape[1], 1)), dim=-1)
+    weights = masked.softmax(-1)[..., : k.shape[-2]]
+    return scores, weights, weights @ v
 
 
 def curves(x: Axis, y: Axis, at: Sequence[float], lines: Mapping[str, Sequence[float]]) -> LineChart:
